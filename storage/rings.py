@@ -1,0 +1,178 @@
+"""Rings: the newest rows of each group of series, with the times stored once per group."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.types import ABSENT_BITS, STALE_BITS, TIME, VALUE, Bits, Ids, Labels, Matrix, Times, Vector
+
+FIRST_SLOTS = 16  # a quarter of a minute at 1 s, for instances that come and go; rings that need more double
+NEVER_MS = np.iinfo(np.int64).min
+
+Columns = slice | Ids
+"""Which columns of a group a batch fills: a slice where they are consecutive (no index array to read), else indices."""
+
+
+class RingGroup:
+    """The rows of `width` series that arrive together, oldest overwritten first.
+
+    `times`: int64, shape (slots,), `values`: float64, shape (slots, width); row i of both belongs together. Rows
+    are in ascending order of time from `_first` on, around the end of the arrays. No time stands twice.
+    """
+
+    __slots__ = ("_bits", "_rows", "base", "holders", "last_ms", "owner", "room", "times", "used", "values", "width")
+
+    def __init__(self, owner: Labels, base: int, width: int, slots: int = FIRST_SLOTS) -> None:
+        self.owner = owner  # the labels of the instance all these series belong to
+        self.base = base  # id of column 0; column i has id base + i
+        self.width = width  # columns reserved
+        self.used = 0  # columns given to series so far
+        self.holders = 0  # open streams that declared series in here: not evicted while above 0
+        self.last_ms: int = int(NEVER_MS)
+        self._rows = 0  # rows ever appended; the newest is at (_rows - 1) % slots
+        self.room = slots  # rows that fit before the oldest is overwritten
+        self.times: Times = np.empty(slots, dtype=TIME)
+        self.values: Matrix = np.empty((slots, width), dtype=VALUE)
+        self._bits: Bits = self.values.view(np.int64)
+
+    @property
+    def slots(self) -> int:
+        """Rows that fit."""
+        return len(self.times)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are there."""
+        return min(self._rows, len(self.times))
+
+    @property
+    def size_bytes(self) -> int:
+        """What the ring's arrays take."""
+        return self.times.nbytes + self.values.nbytes
+
+    def append(self, time_ms: int, columns: Columns, values: Vector) -> bool:
+        """Put one row's samples in. `values`: float64, shape (len(columns),); ABSENT cells leave what is there.
+
+        A time that a row has already is merged into that row, the later call winning. False, and nothing stored, when
+        the ring is full and the time is older than its oldest row.
+        """
+        if time_ms > self.last_ms:
+            at = self._rows % len(self.times)
+            self._rows += 1
+            if self.room:
+                self.room -= 1
+            self.times[at] = self.last_ms = time_ms
+            if len(values) < self.width:  # columns are distinct: as many as the row has fill it
+                self._bits[at] = ABSENT_BITS
+            self.values[at, columns] = values
+            return True
+        row = self._row_for(time_ms)
+        if row < 0:
+            return False
+        _merge(self.values[row], columns, values)
+        return True
+
+    def _row_for(self, time_ms: int) -> int:
+        """The row of a time at or before the newest, made if there is none; -1 when it is older than a full ring."""
+        slots = len(self.times)
+        newest = (self._rows - 1) % slots
+        if time_ms == self.last_ms:
+            return newest
+        self._unroll()
+        count = self.rows
+        at = int(np.searchsorted(self.times[:count], time_ms))
+        if self.times[at] == time_ms:
+            return at
+        if not self.room:
+            if at == 0:
+                return -1
+            at -= 1  # the oldest row makes room
+            self.times[:at] = self.times[1 : at + 1]
+            self._bits[:at] = self._bits[1 : at + 1]
+        else:
+            self.times[at + 1 : count + 1] = self.times[at:count]
+            self._bits[at + 1 : count + 1] = self._bits[at:count]
+            self._rows += 1
+            self.room -= 1
+        self.times[at] = time_ms
+        self._bits[at] = ABSENT_BITS
+        return at
+
+    def _unroll(self) -> None:
+        """Rotate the rows so that the oldest is at index 0; late rows are rare enough to pay for it."""
+        slots = len(self.times)
+        if self._rows > slots:
+            shift = -(self._rows % slots)
+            if shift:
+                self.times[:] = np.roll(self.times, shift)
+                self._bits[:] = np.roll(self._bits, shift, axis=0)
+            self._rows = slots
+
+    def lengthen(self, slots: int) -> None:
+        """Make room for more rows."""
+        self._unroll()
+        count = self._rows
+        times, values = np.empty(slots, dtype=TIME), np.empty((slots, self.width), dtype=VALUE)
+        times[:count] = self.times[:count]
+        values[:count] = self.values[:count]
+        self.times, self.values, self._bits = times, values, values.view(np.int64)
+        self.room = slots - count
+
+    def shorten(self, slots: int) -> None:
+        """Keep only the newest rows."""
+        times, values = self.read(slice(0, self.width))
+        keep = min(len(times), slots)
+        self.times = np.empty(slots, dtype=TIME)
+        self.values = np.empty((slots, self.width), dtype=VALUE)
+        self._bits = self.values.view(np.int64)
+        self.times[:keep] = times[-keep:] if keep else times[:0]
+        self._bits[:keep] = values.view(np.int64)[-keep:] if keep else values[:0].view(np.int64)
+        self._rows = keep
+        self.room = slots - keep
+
+    def read(self, columns: Columns) -> tuple[Times, Matrix]:
+        """Copies of the times, int64 (R,), ascending, and the values, float64 (R, columns), ABSENT where none."""
+        slots = len(self.times)
+        if self._rows <= slots:
+            return self.times[: self._rows].copy(), _contiguous(self.values[: self._rows, columns])
+        first = self._rows % slots
+        times = np.concatenate((self.times[first:], self.times[:first]))
+        return times, np.concatenate((self.values[first:, columns], self.values[:first, columns]))
+
+    def has_after(self, time_ms: int, columns: Columns) -> npt.NDArray[np.bool_]:
+        """Which of these columns have a sample in a row after this time. bool, shape (columns,)."""
+        self._unroll()
+        first = int(np.searchsorted(self.times[: self.rows], time_ms, side="right"))
+        found: npt.NDArray[np.bool_] = (self._bits[first : self.rows, columns] != ABSENT_BITS).any(axis=0)
+        return found
+
+    def at(self, columns: Columns, steps_ms: Times, lookback_ms: int) -> Matrix:
+        """The newest sample at or before each step and within lookback. float64, shape (columns, T), NaN where none.
+
+        A stale marker ends a series: NaN from there to its next sample.
+        """
+        times, values = self.read(columns)
+        width = values.shape[1]
+        if not len(times) or not width:
+            return np.full((width, len(steps_ms)), np.nan)
+        bits = values.view(np.int64)
+        rows = np.where(bits != ABSENT_BITS, np.arange(len(times))[:, None], -1)
+        np.maximum.accumulate(rows, axis=0, out=rows)
+        step_rows = np.searchsorted(times, steps_ms, side="right") - 1
+        newest = np.where(step_rows[:, None] >= 0, rows[np.maximum(step_rows, 0)], -1)  # (T, columns)
+        known = newest >= 0
+        newest[~known] = 0
+        known &= steps_ms[:, None] - times[newest] < lookback_ms
+        column = np.arange(width)[None, :]
+        known &= bits[newest, column] != STALE_BITS
+        return np.where(known, values[newest, column], np.nan).T
+
+
+def _merge(row: Vector, columns: Columns, values: Vector) -> None:
+    present = values.view(np.int64) != ABSENT_BITS
+    row[columns] = np.where(present, values, row[columns])
+
+
+def _contiguous(values: Matrix) -> Matrix:
+    return np.array(values, dtype=VALUE, order="C", copy=True)
