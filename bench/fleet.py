@@ -89,7 +89,8 @@ def _window(session: Session, case: str, collector: Collector, load: LoadProcess
     session.add(case, RTT_P50, seen["rtt_ms"]["p50"])
     session.add(case, RTT_P99, seen["rtt_ms"]["p99"])
     session.add(case, PINGS, seen["pings"] / seen["seconds"])
-    session.add(case, LATENESS, 1e3 * histogram_quantile(metrics_after, "collectord_ping_lateness_seconds", 0.99))
+    late_s = histogram_quantile(metrics_after, "collectord_ping_lateness_seconds", 0.99, before=metrics_before)
+    session.add(case, LATENESS, 1e3 * late_s)
     session.add(case, SEND_LATE, seen["send_late_ms"]["p99"])
     session.add(case, LOAD_CPU, 100 * seen["cpu_share"])
 
@@ -98,15 +99,14 @@ def _grown(before: str, after: str, name: str) -> float:
     return metric_sum(after, name) - metric_sum(before, name)
 
 
-def histogram_quantile(text: str, name: str, q: float) -> float:
+def histogram_quantile(text: str, name: str, q: float, before: str = "") -> float:
     """Quantile of a histogram in Prometheus's text format, linear inside its bucket; beyond the last finite bound: that bound.
 
-    Raises BenchError when the histogram is missing or empty.
+    `before`: the same metrics earlier, to leave out what they had counted. Raises BenchError when the histogram is missing
+    or empty.
     """
-    lines = [line for line in text.splitlines() if line.startswith(f"{name}_bucket{{")]
-    buckets = sorted(
-        (float(line.split('le="', 1)[1].split('"', 1)[0]), float(line.rpartition(" ")[2])) for line in lines
-    )
+    earlier = dict(_buckets(before, name))
+    buckets = [(edge, count - earlier.get(edge, 0.0)) for edge, count in _buckets(text, name)]
     if not buckets or buckets[-1][1] == 0:
         raise BenchError(
             f"{name}: got {'an empty histogram' if buckets else 'no such metric'}, expected observations in it"
@@ -120,3 +120,9 @@ def histogram_quantile(text: str, name: str, q: float) -> float:
             return low_edge + (edge - low_edge) * (rank - low_count) / max(count - low_count, 1.0)
         low_edge, low_count = edge, count
     return low_edge
+
+
+def _buckets(text: str, name: str) -> list[tuple[float, float]]:
+    """(upper bound, cumulative count), ascending."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}_bucket{{")]
+    return sorted((float(line.split('le="', 1)[1].split('"', 1)[0]), float(line.rpartition(" ")[2])) for line in lines)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from agent_stub.wire import stream_pb2 as wire
 from collectord.config import Config
+from collectord.distribution import Distribution
 from collectord.service import Stream, StreamService
 
 BEAT_S = 0.01  # pause between two looks at who is due
@@ -26,7 +27,7 @@ class Heartbeat:
         self.pings = 0
         self.polls = 0
         self.slow_readers = 0
-        self.lateness_s: deque[float] = deque(maxlen=8192)  # of the newest pings, against when they were due
+        self.lateness = Distribution()  # of pings, against when they were due
         self._config = config
         self._service = service
         self._now_ns = now_ns
@@ -68,7 +69,7 @@ class Heartbeat:
         agent, conversation = stream.agent, stream.conversation
         conversation.ping(self._now_ns(), agent.round_trip)
         self.pings += 1
-        self.lateness_s.append(late_s)
+        self.lateness.observe(late_s)
         resources = self._config.resources
         if resources.strategy != "push" and now_s >= stream.next_poll_s and wire.CAPABILITY_POLL in agent.capabilities:
             stream.next_poll_s = now_s + resources.poll_interval_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,10 +11,10 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from collectord.distribution import Distribution
+
 if TYPE_CHECKING:
     from collectord.daemon import Daemon
-
-_LATENESS_BOUNDS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class SelfMetrics(Collector):
@@ -65,11 +65,8 @@ class SelfMetrics(Collector):
         for state, count in sorted(states.items()):
             family.add_metric([state], count)
         yield family
-        trips = [agent.round_trip.rtt_s for agent in fleet if agent.round_trip is not None]
-        yield _histogram("collectord_ping_rtt_seconds", "newest round trip of each instance", trips)
-        yield _histogram(
-            "collectord_ping_lateness_seconds", "newest pings, sent after they were due", heartbeat.lateness_s
-        )
+        yield _histogram("collectord_ping_rtt_seconds", "round trips of pings", service.round_trips)
+        yield _histogram("collectord_ping_lateness_seconds", "pings, sent after they were due", heartbeat.lateness)
 
     def _memory(self) -> Iterator[Metric]:
         head = self._daemon.head
@@ -104,14 +101,5 @@ def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Me
     return family
 
 
-def _histogram(name: str, text: str, values: Iterable[float]) -> Metric:
-    """A histogram of the present values: it describes now, not everything since the start."""
-    observed = sorted(values)
-    buckets, at = [], 0
-    for bound in _LATENESS_BOUNDS_S:
-        while at < len(observed) and observed[at] <= bound:
-            at += 1
-        buckets.append((repr(bound), float(at)))
-    return HistogramMetricFamily(
-        name, text, buckets=[*buckets, ("+Inf", float(len(observed)))], sum_value=sum(observed)
-    )
+def _histogram(name: str, text: str, values: Distribution) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=values.buckets(), sum_value=values.sum_s)

@@ -16,6 +16,7 @@ from agent_stub.wire import stream_pb2 as wire
 from collectord.config import Config
 from collectord.conversation import PROTOCOL_VERSION, CollectorConversation, Stage
 from collectord.dictionary import Dictionary
+from collectord.distribution import Distribution
 from collectord.fleet import Agent, Fleet
 from collectord.ingest import Ingest
 
@@ -113,6 +114,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.streams: set[Stream] = set()
         self.messages = 0
         self.accepted = 0
+        self.round_trips = Distribution()
         self.ended = 0  # streams, welcomed or not
         self.refused: Counter[str] = Counter()  # reason -> streams
         self.violations: Counter[str] = Counter()  # kind -> messages, of ended and open streams
@@ -331,6 +333,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         if trip is None:
             return
         agent.round_trip = trip
+        self.round_trips.observe(trip.rtt_s)
         agent.activity, agent.open_tasks = pong.activity[:256], pong.open_tasks
         lag_s = pong.loop_lag_s if pong.HasField("loop_lag_s") else None
         progress_s = pong.progress_age_s if pong.open_tasks else 0.0

@@ -103,6 +103,11 @@ def test_a_quantile_is_read_from_a_histogram(counts: tuple[int, ...], q: float, 
     assert histogram_quantile(histogram(*counts), "h", q) == pytest.approx(expected)
 
 
+def test_what_was_counted_before_is_left_out() -> None:
+    before, after = histogram(0, 10, 10), histogram(5, 20, 20)
+    assert histogram_quantile(after, "h", 0.5, before=before) == histogram_quantile(histogram(5, 10, 10), "h", 0.5)
+
+
 @pytest.mark.parametrize(("text", "reason"), [(histogram(0, 0, 0), "empty"), ("", "no such metric")])
 def test_a_histogram_without_observations_is_an_error(text: str, reason: str) -> None:
     with pytest.raises(BenchError, match=reason):
