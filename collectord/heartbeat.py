@@ -13,6 +13,7 @@ from collectord.distribution import Distribution
 from collectord.service import Stream, StreamService
 
 BEAT_S = 0.01  # pause between two looks at who is due
+THROTTLE_FROM = 1.5  # an agent is told anew when the fleet's size asks for an interval that differs by this factor
 MOST_A_BEAT = 50  # after a stall of the loop: the rest follow in the next beats, and the readers come in between
 
 
@@ -75,6 +76,10 @@ class Heartbeat:
             stream.next_poll_s = now_s + resources.poll_interval_s
             conversation.poll()
             self.polls += 1
+        flush_ms = self._service.flush_interval_ms()
+        if not flush_ms / THROTTLE_FROM < stream.flush_interval_ms < flush_ms * THROTTLE_FROM:
+            stream.flush_interval_ms = flush_ms
+            conversation.throttle(wire.Throttle(flush_interval_ms=flush_ms))
         conversation.acknowledge()
         stream.wake()
 

@@ -52,6 +52,7 @@ class Stream:
         "conversation",
         "dictionary",
         "dropped",
+        "flush_interval_ms",
         "next_poll_s",
         "samples",
         "served_s",
@@ -63,6 +64,7 @@ class Stream:
         self.conversation = CollectorConversation()
         self.samples = 0
         self.dropped = 0
+        self.flush_interval_ms = 0  # as the agent was told last
         self.next_poll_s = 0.0
         self.served_s = 0.0  # monotonic, of the newest ping
         self.writing_since_s: float | None = None  # monotonic, while a write is under way
@@ -184,6 +186,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         agent.stream = stream
         self.streams.add(stream)
         self.accepted += 1
+        stream.flush_interval_ms = self.flush_interval_ms()
         conversation.welcome(self._welcome(), agent.received, hello.first_held_sequence)
         conversation.ping(now_ns, agent.round_trip)
         self.on_welcome(stream, now_s)

@@ -107,6 +107,18 @@ async def test_the_strategy_decides_whether_agents_are_polled(strategy: str, pol
     await made.running
 
 
+async def test_agents_are_told_to_send_less_when_the_fleet_has_grown_and_more_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await RawAgent(house.channel).welcomed()
+    for interval_ms in (1000, 150):
+        monkeypatch.setattr(house.daemon.service, "flush_interval_ms", lambda told=interval_ms: told)
+        await agent.until(
+            lambda told=interval_ms: any(m.throttle.flush_interval_ms == told for m in agent.heard), "throttle"
+        )
+    assert sum(m.HasField("throttle") for m in agent.heard) == 2
+
+
 async def test_an_agent_that_answers_pings_has_a_round_trip_and_is_up(house: House) -> None:
     agent = await RawAgent(house.channel).welcomed(hello("i1"))
     await agent.until(lambda: agent.pings >= 3, "pings")
