@@ -27,7 +27,6 @@ class Heartbeat:
     def __init__(self, config: Config, service: StreamService, now_ns: Callable[[], int]) -> None:
         self.pings = 0
         self.polls = 0
-        self.slow_readers = 0
         self.lateness = Distribution()  # of pings, against when they were due
         self._config = config
         self._service = service
@@ -84,7 +83,6 @@ class Heartbeat:
         stream.wake()
 
     def _cut_slow_reader(self, stream: Stream) -> None:
-        self.slow_readers += 1
         stream.conversation.refuse(
             wire.REFUSAL_REASON_SLOW_READER,
             f"got no read for {self._config.limits.slow_reader_s:g} s (limits.slow_reader_s), expected the client to read",

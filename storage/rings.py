@@ -18,7 +18,7 @@ class RingGroup:
     """The rows of `width` series that arrive together, oldest overwritten first.
 
     `times`: int64, shape (slots,), `values`: float64, shape (slots, width); row i of both belongs together. Rows
-    are in ascending order of time from `_first` on, around the end of the arrays. No time stands twice.
+    are in ascending order of time from `_rows % slots` on once the ring is full, around the end. No time stands twice.
     """
 
     __slots__ = ("_bits", "_rows", "base", "holders", "last_ms", "owner", "room", "times", "used", "values", "width")
@@ -63,7 +63,7 @@ class RingGroup:
             if self.room:
                 self.room -= 1
             self.times[at] = self.last_ms = time_ms
-            if len(values) < self.width:  # columns are distinct: as many as the row has fill it
+            if len(values) < self.width or columns.__class__ is not slice:  # only a slice names no column twice
                 self._bits[at] = ABSENT_BITS
             self.values[at, columns] = values
             return True

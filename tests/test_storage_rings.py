@@ -53,6 +53,14 @@ def test_columns_not_in_a_batch_are_absent() -> None:
     assert content(group) == {1: [5, None, 6]}
 
 
+def test_a_column_named_twice_leaves_no_other_column_with_what_was_there_before() -> None:
+    group = ring(slots=2)
+    for time_ms in (1, 2):
+        group.append(time_ms, ALL, row(7, 8, 9))
+    group.append(3, np.array([0, 0, 1]), row(1, 2, 3))
+    assert content(group)[3] == [2, 3, None]
+
+
 def test_equal_times_are_merged_and_the_last_write_wins() -> None:
     group = ring()
     group.append(1, ALL, row(1, 2, 3))
