@@ -1,13 +1,14 @@
 """The agent's end of the stream, sans-IO: bytes in, events out; things to say in, bytes out. No network, no clock, no thread.
 
 The law of this file: what the collector may say in which state is `TRANSITIONS`, and nothing else. A durable message
-(batch, events, logs) keeps its sequence from its creation until an ack covers it or the memory bound drops it; it is
-said again, in order, on every new stream. Declarations and layouts are said again before them.
+(batch, events, logs) keeps its sequence from its creation until an ack covers it or a bound drops it (`pending`); it is
+said again on every new stream. Declarations and layouts are said again before them.
 
     talk = AgentConversation(hello, pending_limit_bytes=8 << 20)
     send(talk.open())                                    # a new stream: Hello
     for event in talk.receive(data, now_s, unix_ns): ... # each message of the collector
     while (data := talk.next_message(now_s)): send(data) # whenever the stream takes more
+    while (data := talk.next_backlog(now_s)): send(data) # when there is nothing newer: what was read back from disk
     talk.lost()                                          # the stream is gone, for whatever reason
 
 Times: `now_s` is a monotonic clock in seconds, `unix_ns` the wall clock. Not thread-safe: the caller holds one lock.
@@ -16,10 +17,10 @@ Times: `now_s` is a monotonic clock in seconds, `unix_ns` the wall clock. Not th
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
+from agent_stub.durable import Counts, Totals, counts_of
 from agent_stub.heard import (
     Commanded,
     ConfigPushed,
@@ -33,15 +34,17 @@ from agent_stub.heard import (
     Violated,
     Welcomed,
 )
+from agent_stub.pending import Pending
 from agent_stub.wire import stream_pb2 as pb
 
 PROTOCOL_VERSION = 1
 LAYOUTS = 65_535
 DECLARE_BYTES = 256 * 1024  # a Declare, at most: one series with 32 long labels takes 41 KB
 MESSAGE_BYTES = 4 << 20  # the contract's limit of a message, unless Welcome says otherwise
-ITEM_BYTES = 200  # what Python needs to keep one pending message, beside its bytes
 CONTROL_MESSAGES = 1000  # answers that wait while the stream is stuck; older ones are of no use
 REPORT_S = 1.0  # a SelfReport at most this often
+FLIGHT_BYTES = (32 * 1024, 1 << 20)  # of a backlog, said and not acknowledged: at first and at least, and at most
+FLIGHT_S = (0.1, 0.3)  # acks sooner than this: more; later than this: less
 DEFAULT_FLUSH_S, DEFAULT_FULL_S, DEFAULT_PING_S = 0.15, 10.0, 5.0
 
 
@@ -71,42 +74,6 @@ class ProtocolError(Exception):
     """The collector broke the contract; the stream must be closed."""
 
 
-@dataclass
-class Counts:
-    """Samples, events and log records of one durable message, or dropped for one reason."""
-
-    samples: int = 0
-    events: int = 0
-    logs: int = 0
-
-    def add(self, other: Counts) -> None:
-        self.samples += other.samples
-        self.events += other.events
-        self.logs += other.logs
-
-
-@dataclass(frozen=True)
-class Durable:
-    data: bytes
-    counts: Counts
-    layout: int = 0  # the layout that the batch needs; 0: none
-
-    @property
-    def held_bytes(self) -> int:
-        return len(self.data) + ITEM_BYTES
-
-
-@dataclass
-class Totals:
-    """What SelfReport carries. `recorded` and `flush_s` are written by whoever collects the samples."""
-
-    recorded: int = 0
-    sent: int = 0
-    acked: int = 0
-    flush_s: float = 0.0
-    drops: dict[int, Counts] = field(default_factory=dict)
-
-
 class AgentConversation:
     """See the module. `hello` holds all but what changes from stream to stream."""
 
@@ -114,29 +81,27 @@ class AgentConversation:
         self.hello = pb.Hello()
         self.hello.CopyFrom(hello)
         self.hello.protocol_version = PROTOCOL_VERSION
-        self.pending_limit_bytes = pending_limit_bytes
         self.state = State.IDLE
         self.totals = Totals()
-        self.last_sequence = 0
-        self.pending_bytes = 0
+        self.pending = Pending(pending_limit_bytes, self.totals, self.drop)
+        self.series: list[pb.Series] = []  # all that were declared; only ever grows
+        self.spool_bytes = 0  # on disk, as whoever keeps the files says
         self.flush_s, self.full_s, self.ping_s = DEFAULT_FLUSH_S, DEFAULT_FULL_S, DEFAULT_PING_S
         self.paused_until_s = 0.0
         self.message_bytes = MESSAGE_BYTES
         self.heard_s = 0.0  # when the collector last said something
         self.goodbye_sent = False
         self._welcomed_flush_s, self._welcomed_full_s = DEFAULT_FLUSH_S, DEFAULT_FULL_S
-        self._pending: OrderedDict[int, Durable] = OrderedDict()
-        self._to_send: deque[int] = deque()  # sequences not yet sent on this stream; some may be gone meanwhile
-        self._sent_sequence = 0
-        self._series: list[pb.Series] = []
-        self._declared = 0  # how many of them this stream has heard of
-        self._layouts: dict[int, tuple[int, ...]] = {}
+        self._declared = 0  # how many series this stream has heard of
+        self._layouts: dict[int, tuple[int, ...]] = {}  # that new batches may use
         self._declared_layouts: set[int] = set()
         self._next_layout = 1
         self._control: deque[bytes] = deque(maxlen=CONTROL_MESSAGES)
         self._goodbye: pb.Goodbye | None = None
         self._report_wanted = False
         self._acks_wanted = False
+        self._flight_limit_bytes = FLIGHT_BYTES[0]
+        self._flight_asked: tuple[int, float] | None = None  # a report asked for the ack of this sequence, at this time
         self._reported_s = float("-inf")
 
     # -- the stream ---------------------------------------------------------------------------------------------------
@@ -146,7 +111,7 @@ class AgentConversation:
         self._forget_stream()
         self.state = State.GREETING
         self.hello.connection += 1
-        self.hello.first_held_sequence = next(iter(self._pending), self.last_sequence + 1)
+        self.hello.first_held_sequence = self.pending.first_held
         return pb.AgentMessage(hello=self.hello).SerializeToString()
 
     def lost(self) -> None:
@@ -184,20 +149,34 @@ class AgentConversation:
         if declaration is not None:
             return declaration
         if now_s >= self.paused_until_s or self._goodbye is not None:
-            durable = self._next_durable()
-            if durable is not None:
+            durable = self._next_durable(backlog=False)
+            if durable is not None or self.pending.is_waiting:
                 return durable
         return self._next_afterwards(now_s)
 
+    def next_backlog(self, now_s: float) -> bytes | None:
+        """What to say when `next_message` has nothing and nothing newer is due: of what was read back from disk."""
+        if self.state is not State.OPEN or now_s < self.paused_until_s:
+            return None
+        self._measure_flight(now_s)
+        if self.pending.flight_bytes < self._flight_limit_bytes:
+            durable = self._next_durable(backlog=True)
+            if durable is not None:
+                return durable
+        if self._flight_asked is None and self.pending.newest_in_flight:
+            self._flight_asked = (self.pending.newest_in_flight, now_s)
+            return self._report(now_s).SerializeToString()
+        return None
+
     def want_acks(self) -> None:
-        """Once everything pending is sent, ask for its acks: a SelfReport is answered by them at once."""
+        """Once everything in memory is sent, ask for its acks: a SelfReport is answered by them at once."""
         self._acks_wanted = True
 
     # -- what the agent says ------------------------------------------------------------------------------------------
 
     def declare(self, series: Iterable[pb.Series]) -> None:
         """Series that batches from now on may use. Said on this stream and on every later one."""
-        self._series.extend(series)
+        self.series.extend(series)
 
     def layout(self, refs: Sequence[int]) -> int:
         """A number for this set of refs; 0 when there are no more numbers (then send the refs themselves)."""
@@ -209,21 +188,20 @@ class AgentConversation:
         return number
 
     def forget_layouts(self) -> None:
-        """No new batch will use the layouts made so far; those of pending batches are kept."""
-        needed = {item.layout for item in self._pending.values()}
-        self._layouts = {number: refs for number, refs in self._layouts.items() if number in needed}
+        """No new batch will use the layouts made so far; pending batches have their own."""
+        self._layouts.clear()
 
     def batch(self, batch: pb.Batch) -> int:
         """Queues a batch; returns its sequence."""
-        return self._add(pb.AgentMessage(batch=batch), Counts(samples=len(batch.values)), batch.layout)
+        return self._add(pb.AgentMessage(batch=batch), batch.layout)
 
     def events(self, events: Sequence[pb.Event]) -> int:
         """Queues events, at most 1,000; returns their sequence."""
-        return self._add(pb.AgentMessage(events=pb.Events(events=events)), Counts(events=len(events)))
+        return self._add(pb.AgentMessage(events=pb.Events(events=events)))
 
     def logs(self, records: Sequence[pb.LogRecord]) -> int:
         """Queues log records, at most 1,000; returns their sequence."""
-        return self._add(pb.AgentMessage(logs=pb.Logs(records=records)), Counts(logs=len(records)))
+        return self._add(pb.AgentMessage(logs=pb.Logs(records=records)))
 
     def pong(self, pinged: Pinged, health: pb.Pong, sent_unix_ns: int) -> None:
         """Answers a ping; `health` holds what the agent says of itself."""
@@ -247,7 +225,7 @@ class AgentConversation:
         self._report_wanted = True
 
     def goodbye(self, kind: int, reason: str) -> None:
-        """Ends the stream after everything pending has been sent once. Before Welcome it waits for it."""
+        """Ends the stream after everything in memory has been sent once. Before Welcome it waits for it."""
         self._goodbye = pb.Goodbye(kind=kind, reason=reason)  # type: ignore[arg-type]
         if self.state is State.OPEN:
             self.state = State.LEAVING
@@ -257,35 +235,34 @@ class AgentConversation:
         self.hello.instance = instance
         self.hello.connection = 0
 
-    def abandon(self) -> Counts:
-        """Forgets everything pending; returns what it was."""
-        left = Counts()
-        for item in self._pending.values():
-            left.add(item.counts)
-        self._pending.clear()
-        self._to_send.clear()
-        self.pending_bytes = 0
-        return left
-
     def is_acked(self, sequence: int) -> bool:
         """Whether everything up to this sequence is acknowledged (or dropped and counted)."""
-        return next(iter(self._pending), sequence + 1) > sequence
+        return self.pending.first_held > sequence
+
+    @property
+    def last_sequence(self) -> int:
+        return self.pending.last_sequence
+
+    @property
+    def pending_bytes(self) -> int:
+        """Of the messages in memory, with what Python needs to keep them."""
+        return self.pending.memory_bytes
 
     @property
     def pending_messages(self) -> int:
-        return len(self._pending)
+        return self.pending.messages
 
     # -- what the collector says --------------------------------------------------------------------------------------
 
     def _on_welcome(self, welcome: pb.Welcome, now_s: float, unix_ns: int) -> list[Event]:
-        self._forget(welcome.received)
+        self.pending.acked(welcome.received)
         self._welcomed_flush_s = (welcome.flush_interval_ms or DEFAULT_FLUSH_S * 1000) / 1000
         self._welcomed_full_s = (welcome.full_interval_ms or DEFAULT_FULL_S * 1000) / 1000
         self.flush_s, self.full_s = self._welcomed_flush_s, self._welcomed_full_s
         self.ping_s = (welcome.ping_interval_ms or DEFAULT_PING_S * 1000) / 1000
         self.message_bytes = welcome.limits.message_bytes or MESSAGE_BYTES
         self.paused_until_s = 0.0
-        self._to_send = deque(self._pending)
+        self.pending.begin()
         self._report_wanted = True
         if self._goodbye is not None:
             self.state = State.LEAVING
@@ -295,7 +272,7 @@ class AgentConversation:
         return [Refused(refusal.reason, refusal.text, refusal.retry_after_ms / 1000)]
 
     def _on_ack(self, ack: pb.Ack, now_s: float, unix_ns: int) -> list[Event]:
-        self._forget(ack.ranges)
+        self.pending.acked(ack.ranges)
         return []
 
     def _on_ping(self, ping: pb.Ping, now_s: float, unix_ns: int) -> list[Event]:
@@ -331,7 +308,8 @@ class AgentConversation:
 
     def _forget_stream(self) -> None:
         self._control.clear()
-        self._to_send.clear()
+        self._flight_asked = None
+        self.pending.lost()
         self._declared = 0
         self._declared_layouts.clear()
         self._reported_s = float("-inf")
@@ -344,39 +322,16 @@ class AgentConversation:
         if self.state in (State.OPEN, State.LEAVING):
             self._control.append(message.SerializeToString())
 
-    def _add(self, message: pb.AgentMessage, counts: Counts, layout: int = 0) -> int:
-        self.last_sequence += 1
-        message.sequence = self.last_sequence
-        item = Durable(message.SerializeToString(), counts, layout)
-        self._pending[self.last_sequence] = item
-        self.pending_bytes += item.held_bytes
-        if self.state in (State.OPEN, State.LEAVING):
-            self._to_send.append(self.last_sequence)
-        while self.pending_bytes > self.pending_limit_bytes:
-            _, oldest = self._pending.popitem(last=False)
-            self.pending_bytes -= oldest.held_bytes
-            self.drop(pb.DROP_REASON_MEMORY, oldest.counts)
-        if self.pending_bytes > self.pending_limit_bytes // 2:
+    def _add(self, message: pb.AgentMessage, layout: int = 0) -> int:
+        sequence = self.pending.add(message, counts_of(message), layout, self._layouts.get(layout, ()))
+        if self.pending.memory_bytes > self.pending.limit_bytes // 2:
             self._report_wanted = True  # asks for acks sooner
-        return self.last_sequence
-
-    def _forget(self, ranges: Iterable[pb.SequenceRange]) -> None:
-        for acked in ranges:
-            covered = []
-            for sequence in self._pending:
-                if sequence > acked.last:
-                    break
-                if sequence >= acked.first:
-                    covered.append(sequence)
-            for sequence in covered:
-                item = self._pending.pop(sequence)
-                self.pending_bytes -= item.held_bytes
-                self.totals.acked += item.counts.samples
+        return sequence
 
     def _next_declaration(self) -> bytes | None:
         chunk: list[pb.Series] = []
         size_bytes, most_bytes = 0, min(DECLARE_BYTES, self.message_bytes // 2)
-        for series in self._series[self._declared :]:
+        for series in self.series[self._declared :]:
             size_bytes += series.ByteSize() + 4
             if chunk and size_bytes > most_bytes:
                 break
@@ -384,28 +339,34 @@ class AgentConversation:
         self._declared += len(chunk)
         return pb.AgentMessage(declare=pb.Declare(series=chunk)).SerializeToString() if chunk else None
 
-    def _next_durable(self) -> bytes | None:
-        while self._to_send:
-            item = self._pending.get(self._to_send[0])
-            if item is not None and item.layout and item.layout not in self._declared_layouts:
-                self._declared_layouts.add(item.layout)
-                layout = pb.Layout(layout=item.layout, refs=self._layouts[item.layout])
-                return pb.AgentMessage(declare=pb.Declare(layouts=[layout])).SerializeToString()
-            sequence = self._to_send.popleft()
+    def _next_durable(self, backlog: bool) -> bytes | None:
+        while True:
+            item = self.pending.front(backlog)
             if item is None:
-                continue  # dropped, or acknowledged on an earlier stream
+                return None
+            if item.layout and item.layout not in self._declared_layouts:
+                self._declared_layouts.add(item.layout)
+                layout = pb.Layout(layout=item.layout, refs=item.refs)
+                return pb.AgentMessage(declare=pb.Declare(layouts=[layout])).SerializeToString()
             if len(item.data) > self.message_bytes:  # would end this stream, and every later one
-                self.pending_bytes -= self._pending.pop(sequence).held_bytes
-                self.drop(pb.DROP_REASON_INVALID, item.counts)
+                self.pending.refuse(item, pb.DROP_REASON_INVALID)
                 continue
-            if sequence > self._sent_sequence:
-                self._sent_sequence = sequence
-                self.totals.sent += item.counts.samples
+            self.pending.said(backlog)
             return item.data
-        return None
+
+    def _measure_flight(self, now_s: float) -> None:
+        """As much of a backlog is under way as is acknowledged soon: live data has to wait behind it on a slow line."""
+        if self._flight_asked is None or self.pending.is_in_flight(self._flight_asked[0]):
+            return
+        took_s, limit_bytes = now_s - self._flight_asked[1], self._flight_limit_bytes
+        self._flight_asked = None
+        if took_s < FLIGHT_S[0]:
+            self._flight_limit_bytes = min(2 * limit_bytes, FLIGHT_BYTES[1])
+        elif took_s > FLIGHT_S[1]:
+            self._flight_limit_bytes = max(limit_bytes // 2, FLIGHT_BYTES[0])
 
     def _next_afterwards(self, now_s: float) -> bytes | None:
-        """What waits until everything pending has been sent."""
+        """What waits until everything in memory has been sent."""
         if self._goodbye is not None and not self.goodbye_sent:
             self.goodbye_sent = True
             self._goodbye.last_sequence = self.last_sequence
@@ -423,12 +384,16 @@ class AgentConversation:
         self._report_wanted = False
         self._reported_s = now_s
         totals = self.totals
-        drops = [
-            pb.Drop(reason=reason, samples_total=c.samples, events_total=c.events, logs_total=c.logs)  # type: ignore[arg-type]
-            for reason, c in totals.drops.items()
-        ]
         report = pb.SelfReport(
-            recorded_total=totals.recorded, sent_total=totals.sent, acked_total=totals.acked, drops=drops,
-            pending_messages=len(self._pending), pending_bytes=self.pending_bytes, flush_seconds=totals.flush_s,
+            recorded_total=totals.recorded, sent_total=totals.sent, acked_total=totals.acked, drops=self.drops(),
+            pending_messages=self.pending.messages, pending_bytes=self.pending.memory_bytes,
+            spool_bytes=self.spool_bytes, flush_seconds=totals.flush_s,
         )  # fmt: skip
         return pb.AgentMessage(self_report=report)
+
+    def drops(self) -> list[pb.Drop]:
+        """What was dropped so far, by reason."""
+        return [
+            pb.Drop(reason=reason, samples_total=c.samples, events_total=c.events, logs_total=c.logs)  # type: ignore[arg-type]
+            for reason, c in self.totals.drops.items()
+        ]

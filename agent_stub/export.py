@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from agent_stub.conversation import AgentConversation, Counts
+from agent_stub.conversation import AgentConversation
+from agent_stub.durable import Counts
 from agent_stub.instruments import Handle
 from agent_stub.registry import Registry
 from agent_stub.wire import stream_pb2 as pb
@@ -104,9 +105,10 @@ class Exporter:
         time_unix_ms = unix_ms // RESOLUTION_MS * RESOLUTION_MS
         changed = self.registry.take_changed()
         handles = self.registry.handles
-        if len(handles) > self._declared:
-            talk.declare([handle.definition.to_wire() for handle in handles[self._declared :]])
-            self._declared = len(handles)
+        new = handles[self._declared :]  # taken once: other threads add to them
+        if new:
+            talk.declare([handle.definition.to_wire() for handle in new])
+            self._declared += len(new)
             self._grown_s = now_s
         if now_s >= self._full_s + talk.full_s:
             self._full_s = now_s

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 
 from agent_stub import identity, semconv, text
 from agent_stub.control import FOREVER_S, Command, Config, Control
-from agent_stub.conversation import AgentConversation, Counts
+from agent_stub.conversation import AgentConversation
+from agent_stub.durable import Counts
 from agent_stub.export import Exporter, Outbox
 from agent_stub.gpu import GpuSampler
 from agent_stub.health import Busy, Health
@@ -256,6 +257,7 @@ class Monitor:
     @_harmless
     def after_fork_in_child(self) -> None:
         """The child is an instance of its own. It starts at its first recording: most children only call exec."""
+        self._transport.after_fork_in_child()
         if self._closed or self.settings.disabled:
             return
         self._abandoned.append(self._transport)  # freeing the parent's channel here could hang

@@ -28,6 +28,10 @@ class Settings:
     disabled: bool = False
     max_series: int = 10_000
     pending_bytes: int = 8 << 20  # all un-acked messages
+    spool_dir: str = ""  # holds a folder for each agent; empty: there is no spool
+    spool_bytes: int = 64 << 20  # of one agent's folder; 0: there is no spool
+    spool_age_s: float = 2.0  # un-acked messages as old as this go to disk, while there is no stream
+    spool_always: bool = False  # every message goes to disk before it is sent
     outbox_bytes: int = 2 << 20  # events, and as much again for log records, not yet in a message
     backoff_max_s: float = 30.0
     backoff_first_s: float = 0.2
@@ -46,6 +50,8 @@ def from_environment(
     resource: dict[str, Any] = dict(parse_resource_attributes(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), problems))
     resource.update(attributes or {})
     named, built = resource.pop("service.name", ""), resource.pop("service.version", "")
+    disabled = _flag(environ, "COLLECTORD_DISABLED")
+    spool_bytes = _number(environ, "COLLECTORD_SPOOL_BYTES", 64 << 20, int, 0, problems)
     target, tls = parse_endpoint(str(endpoint or environ.get("COLLECTORD_ENDPOINT") or DEFAULT_ENDPOINT))
     return Settings(
         agent=str(name or environ.get("OTEL_SERVICE_NAME") or named or script_name(sys.argv)),
@@ -55,10 +61,31 @@ def from_environment(
         token=str(token or environ.get("COLLECTORD_TOKEN", "")).strip(),
         version=str(version or built),
         attributes=resource,
-        disabled=environ.get("COLLECTORD_DISABLED", "").strip().lower() in {"1", "true", "yes", "on"},
+        disabled=disabled,
         max_series=_number(environ, "COLLECTORD_MAX_SERIES", 10_000, int, 1, problems),
         backoff_max_s=_number(environ, "COLLECTORD_BACKOFF_MAX_S", 30.0, float, 0.01, problems),
+        spool_dir=spool_folder(environ, problems) if spool_bytes and not disabled else "",
+        spool_bytes=spool_bytes,
+        spool_always=_flag(environ, "COLLECTORD_SPOOL_ALWAYS"),
     )
+
+
+def spool_folder(environ: Mapping[str, str], problems: Problems) -> str:
+    """COLLECTORD_SPOOL_DIR, else `collectord` in the user's folder for state; "" when it is not known where that is."""
+    given, state = environ.get("COLLECTORD_SPOOL_DIR", ""), environ.get("XDG_STATE_HOME", "")
+    if given:
+        return os.path.abspath(given)
+    home = environ.get("HOME", "")
+    if os.path.isabs(state):  # the XDG specification has relative ones ignored
+        return os.path.join(state, "collectord")
+    if os.path.isabs(home):
+        return os.path.join(home, ".local", "state", "collectord")
+    problems.warn(
+        "spool folder",
+        "no COLLECTORD_SPOOL_DIR, XDG_STATE_HOME or HOME: what is not acknowledged is kept in memory only; "
+        "name a folder, or set COLLECTORD_SPOOL_BYTES=0",
+    )
+    return ""
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, bool]:
@@ -95,6 +122,10 @@ def script_name(argv: list[str]) -> str:
     if base == "__main__":  # python -m package
         base = os.path.basename(os.path.dirname(script))
     return base if base not in {"", "-c", "-"} else "python"
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 def _number(

@@ -1,27 +1,28 @@
 """The threads and the gRPC stream around the conversation.
 
-Three threads take part, none of them the agent's. The timer thread (ours) connects, samples resources, watches for
+Four threads take part, none of them the agent's. The timer thread (ours) connects, samples resources, watches for
 silence, and keeps flushing while there is no stream. The reader thread (ours, one a stream) hears the collector. The
-sender thread is gRPC's: it asks the `Stream` below for the next message only when the last one has gone out, so a slow
-collector makes flushes rarer, not memory larger.
+sender thread is gRPC's: it asks the `Stream` for the next message only when the last one has gone out, so a slow
+collector makes flushes rarer, not memory larger. The spool's thread (ours) is the only one that waits for the disk.
 
-`lock` guards the conversation and the exporter. Nothing slow is done while it is held.
+`lock` guards the conversations and the exporter. Nothing slow is done while it is held.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from agent_stub import native
-from agent_stub.channel import METHOD, grpc, open_channel
-from agent_stub.conversation import AgentConversation, ProtocolError, State
+from agent_stub.backlog import Backlog
+from agent_stub.channel import METHOD, open_channel
+from agent_stub.conversation import AgentConversation, State
 from agent_stub.export import Exporter
 from agent_stub.heard import Drained, Event, Refused, Welcomed
 from agent_stub.problems import Problems
 from agent_stub.settings import Settings
+from agent_stub.spooler import Spooler
+from agent_stub.stream import Backoff, Stream, metadata
 from agent_stub.wire import stream_pb2 as pb
 
 GATHER_S = 0.01  # after the first change in a quiet time: long enough to catch the rest of a burst
@@ -31,12 +32,7 @@ SILENT_PINGS = 3
 STEADY_S = 2.0  # a stream that lived this long ends the backoff
 PULSE_S = 0.005  # a fork in the agent takes 2 to 5 ms with it, and 1 s without
 POLL_S = 0.005  # how often flush and close look whether they are done
-CALL_REFUSALS = {  # gRPC's status by name
-    "UNAUTHENTICATED": pb.REFUSAL_REASON_UNAUTHENTICATED,
-    "PERMISSION_DENIED": pb.REFUSAL_REASON_UNAUTHENTICATED,
-    "UNIMPLEMENTED": pb.REFUSAL_REASON_VERSION,
-}
-SLOW_REFUSALS = {pb.REFUSAL_REASON_UNAUTHENTICATED, pb.REFUSAL_REASON_VERSION, pb.REFUSAL_REASON_MALFORMED}
+SPOOL_S = 0.5  # of the time to close, kept for what is not acknowledged to go to disk; at most a third of it
 
 
 class Owner(Protocol):
@@ -48,42 +44,6 @@ class Owner(Protocol):
         """Once a second, and at once after `Transport.nudge`: time to sample resources."""
 
     def new_instance(self) -> str: ...
-
-
-class Stream:
-    """One stream's outgoing side: the iterator that gRPC's sender thread consumes."""
-
-    def __init__(self, transport: Transport, hello: bytes) -> None:
-        self.began_s = time.monotonic()
-        self.welcomed_s: float | None = None
-        self.cut_s = float("inf")  # a drain's deadline
-        self.over = False
-        self.error = ""
-        self.refused: Refused | None = None
-        self.wake = native.Wake()
-        self._transport = transport
-        self._hello: bytes | None = hello
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._hello is not None:
-            hello, self._hello = self._hello, None
-            return hello
-        while not self.over:
-            message, wait_s = self._transport.next_message(self)
-            if message is not None:
-                return message
-            if wait_s < 0:
-                break
-            self.wake.wait(wait_s)
-        raise StopIteration
-
-    def end(self, error: str) -> None:
-        self.error = self.error or error
-        self.over = True
-        self.wake.set()
 
 
 class Transport:
@@ -102,12 +62,14 @@ class Transport:
         self._stream: Stream | None = None
         self._call: Any = None
         self._channel: Any = None
+        self._spooler = Spooler(settings, talk, self.lock, problems, self.wake)
         self._timer_wake = native.Wake()
+        self._backlog = Backlog(settings, self._spooler, self.lock, problems, self._timer_wake.set)
+        self._backoff = Backoff(settings)
         self._first_call = native.Wake()
         self._closing = False
         self._running = False
         self._forking = False
-        self._attempts = 0
         self._reconnect_s: float | None = None  # a drain's hint
         self._complained = False
         self._refused: Refused | None = None
@@ -117,6 +79,7 @@ class Transport:
     def start(self, wait_s: float = 0.0) -> None:
         """Starts the timer thread; waits at most `wait_s` for it to begin its first stream."""
         self._running = True
+        self._spooler.start()
         native.spawn(self._run, "agent_stub")
         if wait_s:
             self._first_call.wait(wait_s)
@@ -154,6 +117,7 @@ class Transport:
         deadline_s = time.monotonic() + timeout_s
         if self._closing or not self.lock.acquire(timeout=max(0.0, timeout_s)):
             self.closed = True
+            self._spooler.finish()
             return
         try:
             self._closing = True
@@ -163,12 +127,17 @@ class Transport:
             self.lock.release()
         self.wake()
         self._timer_wake.set()
-        while self._running and time.monotonic() < deadline_s:
+        spool_s = min(SPOOL_S, timeout_s / 3) if self._spooler.is_on else 0.0
+        while self._running and time.monotonic() < deadline_s - spool_s:
             native.polite_sleep(POLL_S)
         self.closed = True
+        self._spooler.finish()
+        while not self._spooler.is_over and time.monotonic() < deadline_s:
+            native.polite_sleep(POLL_S)
         if self.lock.acquire(timeout=POLL_S):
-            left = self.talk.abandon()
-            self.talk.drop(pb.DROP_REASON_CLOSED, left)
+            left = self.talk.pending.abandon()
+            if left:
+                self.talk.drop(pb.DROP_REASON_CLOSED, left)
             self.lock.release()
         if self._stream is not None:
             self._stream.end("closed")
@@ -181,6 +150,10 @@ class Transport:
 
     def after_fork_in_parent(self) -> None:
         self._forking = False
+
+    def after_fork_in_child(self) -> None:
+        """This transport is the parent's."""
+        self._spooler.after_fork_in_child()
 
     @property
     def is_connected(self) -> bool:
@@ -202,11 +175,12 @@ class Transport:
             if self.talk.state not in (State.OPEN, State.LEAVING) or now_s < self.talk.paused_until_s:
                 return None, TICK_S
             wait_s = self._until_flush(now_s)
-            if wait_s > 0:
-                return None, wait_s
-            self._collect()
-            message = self.talk.next_message(now_s)
-            return message, 0.0 if message is not None else TICK_S
+            if wait_s <= 0:
+                self._collect()
+                message, wait_s = self.talk.next_message(now_s), TICK_S
+            message = message or self.talk.next_backlog(now_s)
+            self._spooler.look()
+            return message, wait_s
 
     def _until_flush(self, now_s: float) -> float:
         """Seconds until the next flush is due; at most a tick."""
@@ -225,27 +199,12 @@ class Transport:
         began_s = time.monotonic()
         self._exporter.collect(self.talk, began_s, time.time_ns() // 1_000_000)
         self.talk.totals.flush_s = time.monotonic() - began_s
+        self._spooler.look_at_memory()
 
     # -- the reader's thread ------------------------------------------------------------------------------------------
 
     def _read(self, call: Any, stream: Stream) -> None:
-        error = "the collector ended the stream"
-        try:
-            for data in call:
-                self._hear(stream, data)
-                if stream.over:
-                    break
-        except ProtocolError as broken:
-            error = str(broken)
-        except grpc.RpcError as failed:
-            code = failed.code().name
-            error = f"{code}: {failed.details()}"
-            if code in CALL_REFUSALS and stream.refused is None:
-                stream.refused = Refused(CALL_REFUSALS[code], error, 0.0)
-        except Exception as unexpected:  # noqa: BLE001  the reader must end its stream whatever happens
-            error = repr(unexpected)
-            self._problems.warn("reader", "reading the stream failed: %s", error, exception=unexpected)
-        stream.end(error)
+        stream.read(call, self._hear, self._problems)
         self._timer_wake.set()
 
     def _hear(self, stream: Stream, data: bytes) -> None:
@@ -264,6 +223,7 @@ class Transport:
                     self._reconnect_s = event.reconnect_within_s
                     stream.cut_s = now_s + (event.deadline_s or self._settings.close_s)
                 self._owner.heard(event)
+            self._spooler.look()
         stream.wake.set()
 
     # -- the timer's thread -------------------------------------------------------------------------------------------
@@ -284,11 +244,10 @@ class Transport:
     def _stay_connected(self) -> None:
         """Opens a stream and stays until it is over."""
         with self.lock:
-            stream = self._stream = Stream(self, self.talk.open())
+            stream = self._stream = Stream(self.talk.open(), self.next_message)
         try:
             self._channel = open_channel(self._settings)
-            metadata = (("authorization", f"Bearer {self._settings.token}"),) if self._settings.token else ()
-            call = self._call = self._channel.stream_stream(METHOD)(stream, metadata=metadata)
+            call = self._call = self._channel.stream_stream(METHOD)(stream, metadata=metadata(self._settings))
             native.spawn(lambda: self._read(call, stream), "agent_stub-reader")
             self._first_call.set()
             while not stream.over and not self.closed:
@@ -297,6 +256,8 @@ class Transport:
                     continue
                 self._tick()
                 self._check(stream)
+                if stream.welcomed_s is not None and not self._closing:
+                    self._backlog.tick(self._channel, time.monotonic())
                 if not stream.over:
                     self._timer_wake.wait(TICK_S)
         except Exception as unexpected:  # noqa: BLE001  a bad endpoint, no threads at exit, a missing file
@@ -311,6 +272,7 @@ class Transport:
 
     def _end(self, stream: Stream) -> None:
         stream.end("closed")
+        self._backlog.end()
         with self.lock:
             self._stream = None
             self.talk.lost()
@@ -320,7 +282,7 @@ class Transport:
         if channel is not None:
             channel.close()
         if stream.welcomed_s is not None and time.monotonic() - stream.welcomed_s >= STEADY_S:
-            self._attempts = 0
+            self._backoff.reset()
         self._refused = stream.refused
         self._complain(stream)
 
@@ -351,9 +313,10 @@ class Transport:
             stream.end("the drain's deadline passed")
 
     def _tick(self) -> None:
-        """Resources when due; flushes that no sender makes."""
+        """Resources when due; flushes that no sender makes; the spool."""
         now_s = time.monotonic()
         self._owner.tick(now_s)
+        self._spooler.tick(now_s)
         with self.lock:
             idle_s = now_s - self._exporter.flushed_s
             is_sending = self.talk.state is State.OPEN and now_s >= self.talk.paused_until_s
@@ -362,19 +325,9 @@ class Transport:
 
     def _pause_s(self) -> float:
         """How long to wait before the next stream."""
-        settings = self._settings
-        pause_s = random.uniform(
-            0.0, min(settings.backoff_max_s, settings.backoff_first_s * 2.0 ** min(self._attempts, 30))
-        )
-        self._attempts += 1
         refused, self._refused = self._refused, None
-        if self._reconnect_s is not None:
-            pause_s, self._reconnect_s = random.uniform(0.0, self._reconnect_s), None
-        elif refused is not None:
-            if refused.reason in SLOW_REFUSALS:
-                pause_s = max(pause_s, settings.slow_retry_s)
-            pause_s = max(pause_s, refused.retry_after_s * random.uniform(1.0, 1.5))
-        return pause_s
+        reconnect_s, self._reconnect_s = self._reconnect_s, None
+        return self._backoff.pause_s(refused, reconnect_s)
 
     def _rest(self, pause_s: float) -> None:
         until_s = time.monotonic() + pause_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -49,21 +50,27 @@ class LoadProcess(Child):
     def __init__(self, module: str, *arguments: str, core: int, log: Path) -> None:
         command = [sys.executable, "-m", module, *arguments]
         super().__init__(command, core=core, log=log, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._asked = ""
 
     def do(self, what: str, **arguments: float) -> Answer:
         """Sends one command and waits for its answer. Raises BenchError when something went wrong there."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        if stdin is None or stdout is None:
-            raise BenchError("load process: got no pipes, expected both")
-        try:
-            stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = b""
+        self.ask(what, **arguments)
+        return self.answer()
+
+    def ask(self, what: str, **arguments: float) -> None:
+        """Sends one command. REQUIRES: `answer` is called before the next one."""
+        self._asked = what
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # `answer` says what its last words were
+                self.process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+                self.process.stdin.flush()
+
+    def answer(self) -> Answer:
+        """What came of the last `ask`. Raises BenchError when something went wrong there."""
+        line = self.process.stdout.readline() if self.process.stdout is not None else b""
         if not line:
             self.process.wait()
-            raise BenchError(f"load process: ended during {what!r}. Its last words:\n{self.tail()}")
+            raise BenchError(f"load process: ended during {self._asked!r}. Its last words:\n{self.tail()}")
         answer: Answer = json.loads(line)
         if "error" in answer:
             raise BenchError(f"load process: {answer['error']}")

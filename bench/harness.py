@@ -85,7 +85,10 @@ class Session:
 
     def rounds(self, count: int, what: str) -> Iterator[int]:
         """0 .. count-1 (one round when quick), with progress."""
-        count = 1 if self.quick else count
+        return self.steps(1 if self.quick else count, what)
+
+    def steps(self, count: int, what: str) -> Iterator[int]:
+        """0 .. count-1, with progress."""
         task = self.progress.add_task(f"{self.bench}: {what}", total=count) if self.progress else None
         for index in range(count):
             yield index

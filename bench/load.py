@@ -7,6 +7,7 @@ Reads one JSON command a line from standard input and answers each by one JSON l
     {"do": "connect"}                  all streams open, Hello said, Welcome heard
     {"do": "declare"}                  series declared, one batch of each sent and acknowledged
     {"do": "flood", "seconds": 4}      batches as fast as flow control lets them through; ends when all are acknowledged
+    {"do": "rows", "count": 12, "step_ms": 10000}   so many batches of each agent in the same way, that far apart in time
     {"do": "pace", "interval_s": 1}    from here on one batch an agent and interval, each agent in its own phase
     {"do": "window", "seconds": 15}    what pacing and pings were like during these seconds
     {"do": "close"}                    goodbye; the process ends
@@ -33,6 +34,7 @@ from bench.machine import BenchError
 PATH = "/collectord.v1.Collector/Stream"
 CONNECTS_AT_ONCE = 50
 UNACKED_BYTES = 256 << 20  # of all agents; an agent stops at its share, as a stub whose memory is full
+ENDLESS = 1 << 62
 WHEEL_S = 0.005  # pacing looks every 5 ms who is due
 
 
@@ -48,17 +50,18 @@ class Agent:
         self.acked = 0  # all sequences up to here are acknowledged
         self._acked_beyond: list[tuple[int, int]] = []
         self.time_ms = started_ms
-        self.flooding = False
+        self.step_ms = workload.FLOOD_STEP_MS
+        self.goal = 0  # `fill` sends up to this sequence
         self.stream = GrpcStream(PATH, on_message=self._message, on_end=self._end, on_writable=self.fill)
 
     def fill(self) -> None:
-        """While flooding: as many batches as the windows let through, but not so many that others wait."""
-        if not self.flooding:
-            return
+        """Up to the goal: as many batches as the windows let through, but not so many that others wait."""
         for _ in range(16):
-            if not self.stream.writable or self.sequence - self.acked >= self.run.unacked_messages:
+            if self.sequence >= self.goal or not self.stream.writable:
                 return
-            self.time_ms += workload.FLOOD_STEP_MS
+            if self.sequence - self.acked >= self.run.unacked_messages:
+                return
+            self.time_ms += self.step_ms
             self.send(self.time_ms)
         asyncio.get_running_loop().call_soon(self.fill)
 
@@ -103,12 +106,13 @@ class Agent:
 class Run:
     """All agents of one process, and the commands."""
 
-    def __init__(self, host: str, port: int, declarations: Sequence[bytes], values: workload.Values) -> None:
+    def __init__(
+        self, host: str, port: int, declarations: Sequence[bytes], values: workload.Values, started_ms: int
+    ) -> None:
         """REQUIRES: a declaration for each agent; `values` has shape (agents, steps, series)."""
         agents, _, series = values.shape
         self._address = host, port
         self._declarations = declarations
-        started_ms = time.time_ns() // 1_000_000 - int(workload.FLOOD_BACK_S * 1000)
         self._agents = [Agent(i, workload.BatchBytes(values[i]), self, started_ms) for i in range(agents)]
         self.unacked_messages = UNACKED_BYTES // (agents * series * 8)
         self._started_ms = started_ms
@@ -170,11 +174,11 @@ class Run:
         begin, cpu = time.monotonic(), time.process_time()
         before = sum(agent.sequence for agent in self._agents)
         for agent in self._agents:
-            agent.flooding = True
+            agent.goal = ENDLESS
             agent.fill()
         await asyncio.sleep(seconds)
         for agent in self._agents:
-            agent.flooding = False
+            agent.goal = agent.sequence
         await self._wait_acked(60)
         messages = sum(agent.sequence for agent in self._agents) - before
         took_s = time.monotonic() - begin
@@ -183,6 +187,19 @@ class Run:
             "samples": messages * self._series,
             "seconds": took_s,
             "cpu_share": (time.process_time() - cpu) / took_s,
+        }
+
+    async def rows(self, count: int, step_ms: int) -> dict[str, Any]:
+        """`count` batches of each agent, `step_ms` apart by their times, as fast as it goes; until all are acknowledged."""
+        begin = time.monotonic()
+        for agent in self._agents:
+            agent.goal, agent.step_ms = agent.sequence + count, step_ms
+            agent.fill()
+        await self._wait_acked(600)
+        return {
+            "samples": len(self._agents) * self._series * count,
+            "seconds": time.monotonic() - begin,
+            "last_ms": max(agent.time_ms for agent in self._agents),
         }
 
     async def pace(self, interval_s: float) -> dict[str, Any]:
@@ -236,12 +253,13 @@ class Run:
         return {}
 
     async def _wait_acked(self, timeout_s: float) -> None:
+        """Until everything is acknowledged that was sent or is to be sent."""
         deadline = time.monotonic() + timeout_s
-        while not self.error and any(agent.acked < agent.sequence for agent in self._agents):
+        while not self.error and any(agent.acked < max(agent.sequence, agent.goal) for agent in self._agents):
             self._done.clear()
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                behind = sum(agent.sequence - agent.acked for agent in self._agents)
+                behind = sum(max(agent.sequence, agent.goal) - agent.acked for agent in self._agents)
                 raise BenchError(f"{behind} messages not acknowledged after {timeout_s:g} s, expected all of them")
             try:
                 await asyncio.wait_for(self._done.wait(), left_s)
@@ -266,6 +284,7 @@ async def _main() -> None:
     parser.add_argument("--series", type=int, default=100, help="series of each agent, all in every batch")
     parser.add_argument("--working", action="store_true", help="tasks and tokens, as the page shows them, instead")
     parser.add_argument("--steps", type=int, default=30, help="batches of an agent before its values repeat")
+    parser.add_argument("--back-s", type=float, default=workload.FLOOD_BACK_S, help="the first sample's age, seconds")
     args = parser.parse_args()
     host, _, port = args.grpc.rpartition(":")
     if args.working:
@@ -274,11 +293,12 @@ async def _main() -> None:
     else:
         declarations = [workload.declare(i, args.series) for i in range(args.agents)]
         values = workload.make_values(args.agents, args.series, args.steps)
-    run = Run(host, int(port), declarations, values)
+    run = Run(host, int(port), declarations, values, time.time_ns() // 1_000_000 - int(args.back_s * 1000))
     known: commands.Commands = {
         "connect": run.connect,
         "declare": run.declare,
         "flood": run.flood,
+        "rows": run.rows,
         "pace": run.pace,
         "window": run.window,
         "close": run.close,

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import psutil
 SERVER_CORE = 0
 LOAD_CORE = 1
 LOG_TAIL_BYTES = 2000
+IDLE_SHARE = 0.05  # of a core: what a server uses that does nothing but look at its clock
 
 
 class BenchError(RuntimeError):
@@ -71,6 +73,7 @@ class Child:
         self.command = list(command)
         self.log = log
         pinned = ["taskset", "--cpu-list", str(core), *command]
+        self.started_s = time.monotonic()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 pinned,
@@ -98,6 +101,11 @@ class Child:
             raise BenchError(
                 f"{self.command[0]}: ended with status {code}, expected it to run. Its last words:\n{self.tail()}"
             )
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye, nothing flushed."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """SIGTERM, and after 5 s SIGKILL."""
@@ -138,11 +146,48 @@ def wait_until(ready: Callable[[], bool], child: Child, *, timeout_s: float, wha
         time.sleep(0.05)
 
 
+def peak_bytes(child: Child) -> int:
+    """The most resident memory that a running child has had."""
+    status = Path(f"/proc/{child.process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) << 10
+
+
+def wait_idle(child: Child, *, share: float = IDLE_SHARE, timeout_s: float = 60.0) -> None:
+    """Until the child uses less than `share` of a core over half a second, twice in a row.
+
+    Raises BenchError when it ends first or the time is over.
+    """
+    deadline, quiet = time.monotonic() + timeout_s, 0
+    while quiet < 2:
+        child.check_alive()
+        begin, before = time.monotonic(), child.usage().cpu_s
+        time.sleep(0.5)
+        used = (child.usage().cpu_s - before) / (time.monotonic() - begin)
+        quiet = quiet + 1 if used < share else 0
+        if not quiet and time.monotonic() > deadline:
+            raise BenchError(f"{child.command[0]}: got {used:.0%} of a core after {timeout_s:g} s, expected it idle")
+
+
+def directory_bytes(directory: Path) -> int:
+    """Sizes of all files below, as `ls` gives them. A file that goes away meanwhile does not count."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
 def http_get(port: int, path: str, *, timeout_s: float = 10.0) -> tuple[int, bytes]:
     """One GET from loopback; status 0 while nobody answers."""
+    return http_request(port, "GET", path, timeout_s=timeout_s)
+
+
+def http_request(port: int, method: str, path: str, *, timeout_s: float = 10.0) -> tuple[int, bytes]:
+    """One request without a body to loopback; status 0 while nobody answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException):

@@ -6,13 +6,15 @@ again. Fields (Prometheus's prompb): WriteRequest.timeseries = 1; TimeSeries.lab
 
     python -m bench.remote_write --port 8428 --path /api/v1/write --agents 32 --series 100
 
-is driven by JSON lines like bench.load, with the commands `declare`, `flood` and `close`.
+is driven by JSON lines like bench.load, with the commands `declare`, `flood`, `rows` and `close`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import functools
 import time
 from typing import Any
 
@@ -26,6 +28,8 @@ from bench.machine import BenchError
 
 TIME_BYTES = 6  # a varint of today's Unix time in milliseconds; 2^35 <= time < 2^42
 SAMPLE_BYTES = 1 + 8 + 1 + TIME_BYTES
+ROWS_AT_ONCE = 8
+ANSWER_S = 60.0
 
 
 def field(number: int, payload: bytes) -> bytes:
@@ -33,6 +37,7 @@ def field(number: int, payload: bytes) -> bytes:
     return workload.varint(number << 3 | 2) + workload.varint(len(payload)) + payload
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def label(name: str, value: str) -> bytes:
     """TimeSeries.labels."""
     return field(1, field(1, name.encode()) + field(2, value.encode()))
@@ -54,11 +59,10 @@ class RequestBytes:
         self._values = values.astype("<f8")
         job, instance, region = workload.agent_name(index)
         body, ends = bytearray(), []
+        sample = field(2, b"\x09" + bytes(8) + b"\x10" + bytes(TIME_BYTES))
         for name in workload.series_names(self.samples, region):
             pairs = (("__name__", name.prometheus), ("instance", instance), ("job", job), *name.labels)
-            labels = b"".join(label(key, value) for key, value in pairs)
-            sample = b"\x09" + bytes(8) + b"\x10" + bytes(TIME_BYTES)
-            body += field(1, labels + field(2, sample))
+            body += field(1, b"".join([label(key, value) for key, value in pairs]) + sample)
             ends.append(len(body))
         self._body: npt.NDArray[np.uint8] = np.frombuffer(body, np.uint8).copy()
         starts = np.array(ends)[:, None] - SAMPLE_BYTES  # every sample is the tail of its series
@@ -79,13 +83,20 @@ class Sender:
     def __init__(self, index: int, values: workload.Values, started_ms: int) -> None:
         self.requests = RequestBytes(index, values)
         self.sent = 0
+        self._step_ms = workload.FLOOD_STEP_MS
         self._time_ms = started_ms
+        self.last_ms = started_ms  # time of the newest samples
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def connect(self, port: int) -> None:
         """Opens the connection."""
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+
+    def pace(self, step_ms: int) -> None:
+        """From here on requests are so far apart by their times."""
+        self._step_ms = step_ms
+        self._time_ms = self.last_ms + step_ms
 
     async def send(self, path: str) -> None:
         """One request and its answer. Raises BenchError unless it is taken."""
@@ -97,13 +108,17 @@ class Sender:
             f"X-Prometheus-Remote-Write-Version: 0.1.0\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._writer.write(head.encode() + body)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(ANSWER_S):
+            answer = await self._reader.readuntil(b"\r\n\r\n")
         status = answer.split(b" ", 2)[1]
         if status != b"204":
-            rest = await self._reader.read(500)
-            raise BenchError(f"remote write: got status {status.decode()} with {rest[:300]!r}, expected 204")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):  # the reason follows, if there is one
+                    answer += await self._reader.read(500)
+            raise BenchError(f"remote write: got {answer[:500]!r}, expected status 204")
         self.sent += 1
-        self._time_ms += workload.FLOOD_STEP_MS
+        self.last_ms = self._time_ms
+        self._time_ms += self._step_ms
 
     def close(self) -> None:
         """Closes the connection."""
@@ -145,6 +160,25 @@ class Run:
             "cpu_share": (time.process_time() - cpu) / took_s,
         }
 
+    async def rows(self, count: int, step_ms: int) -> dict[str, Any]:
+        """`count` requests of each agent, `step_ms` apart by their times; a few at a time, as agents at 10 s meet."""
+        begin = time.monotonic()
+        gate = asyncio.Semaphore(ROWS_AT_ONCE)
+
+        async def send(sender: Sender) -> None:
+            async with gate:
+                await sender.send(self._path)
+
+        for sender in self._senders:
+            sender.pace(step_ms)
+        for _ in range(count):
+            await asyncio.gather(*(send(sender) for sender in self._senders))
+        return {
+            "samples": len(self._senders) * self._series * count,
+            "seconds": time.monotonic() - begin,
+            "last_ms": max(sender.last_ms for sender in self._senders),
+        }
+
     async def close(self) -> dict[str, Any]:
         """Closes all connections."""
         for sender in self._senders:
@@ -159,10 +193,11 @@ async def _main() -> None:
     parser.add_argument("--agents", type=int, required=True, help="connections, one agent each")
     parser.add_argument("--series", type=int, required=True, help="series of each agent, all in every request")
     parser.add_argument("--steps", type=int, default=30, help="requests of an agent before its values repeat")
+    parser.add_argument("--back-s", type=float, default=workload.FLOOD_BACK_S, help="the first sample's age, seconds")
     args = parser.parse_args()
-    started_ms = time.time_ns() // 1_000_000 - int(workload.FLOOD_BACK_S * 1000)
+    started_ms = time.time_ns() // 1_000_000 - int(args.back_s * 1000)
     run = Run(args.port, args.path, args.agents, args.series, args.steps, started_ms)
-    await commands.serve({"declare": run.declare, "flood": run.flood, "close": run.close})
+    await commands.serve({"declare": run.declare, "flood": run.flood, "rows": run.rows, "close": run.close})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ uniform in 0.1..20), 10 constants (integers below 100), 10 random floats (log-no
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class SeriesName:
     labels: tuple[tuple[str, str], ...]
 
 
-def series_names(count: int, region: str) -> list[SeriesName]:
+@functools.lru_cache(maxsize=2 * len(REGIONS))
+def series_names(count: int, region: str) -> tuple[SeriesName, ...]:
     """The first `count` series of an agent; beyond 100 the same metrics come again with another label `shard`."""
     names = []
     for i in range(count):
@@ -54,10 +56,10 @@ def series_names(count: int, region: str) -> list[SeriesName]:
         if count > MIX:
             labels += (("shard", f"{i // MIX:03}"),)
         names.append(SeriesName(otel, prometheus, unit, kind, labels))
-    return names
+    return tuple(names)
 
 
-def make_values(agents: int, series: int, steps: int, seed: int = 7) -> Values:
+def make_values(agents: int, series: int, steps: int, seed: int | tuple[int, ...] = 7) -> Values:
     """Values of the whole fleet: float64, shape (agents, steps, series)."""
     rng = np.random.default_rng(seed)
     out = np.empty((agents, steps, series))

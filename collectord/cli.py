@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import importlib.metadata
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -17,11 +19,11 @@ import structlog
 from rich.console import Console
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from collectord import config_file
-from collectord.config import Config, ConfigError, parse_address
+from collectord import config_file, snapshot_command
+from collectord.config import DATA_DIR, Config, ConfigError, parse_address
 from collectord.fleet_table import ApiError, fetch_agents, print_agents
 
-COMMANDS = ("serve", "demo", "check-config", "agents")
+COMMANDS = ("serve", "demo", "check-config", "agents", "snapshot")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 CONFIG_ENV = "COLLECTORD_CONFIG"
 MOST_DEMO_AGENTS = 500
@@ -96,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     demo = add("demo", "Run the daemon with a fleet of real agents to look at.", _DEMO)
     check = add("check-config", "Print the effective configuration, and where each value comes from.", _CHECK)
     for command in (serve, demo, check):
-        command.add_argument("--data-dir", metavar="DIR", help="folder of what is kept on disk")
+        command.add_argument("--data-dir", metavar="DIR", help=f"folder of what is kept on disk ({DATA_DIR})")
         command.add_argument("--grpc", metavar="HOST:PORT", help="address of the agents' stream (127.0.0.1:4317)")
         command.add_argument("--http", metavar="HOST:PORT", help="address of page and APIs (127.0.0.1:4318)")
     demo.add_argument("--agents", metavar="N", type=_agents, default=8, help="agent processes, 1 to 500 (8)")
@@ -104,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     agents = add("agents", "List the agents that a running daemon knows.", _AGENTS)
     agents.add_argument("--http", dest="daemon", metavar="HOST:PORT", help="the daemon's HTTP address (127.0.0.1:4318)")
     agents.add_argument("--json", action="store_true", help="as the API gave it, for programs")
+    snapshot_command.add_actions(add("snapshot", snapshot_command.SUMMARY, snapshot_command.EXAMPLES))
     return top
 
 
@@ -132,15 +135,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     args = parser().parse_args(argv)
     try:
         loaded = config_file.load_with_origins(
-            args.config or environ.get(CONFIG_ENV) or None, environ, _overrides(args)
+            args.config or environ.get(CONFIG_ENV) or None, environ, _overrides(args), {"data_dir": DATA_DIR}
         )
-        match args.command:
-            case "check-config":
-                print(config_file.to_toml(loaded), end="")
-            case "agents":
-                _list_agents(args.daemon or loaded.config.http.listen, args.json)
-            case _:
-                return _run_daemon(loaded.config, args)
+        return _run(loaded, args)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
     except ApiError as error:
@@ -149,6 +146,22 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
+    return 0
+
+
+def _run(loaded: config_file.Loaded, args: argparse.Namespace) -> int:
+    match args.command:
+        case "check-config":
+            print(config_file.to_toml(loaded), end="")
+        case "agents":
+            _list_agents(args.daemon or loaded.config.http.listen, args.json)
+        case "snapshot":
+            return _run_snapshot(loaded.config, args)
+        case _:
+            if args.command == "demo" and loaded.origins["data_dir"] == config_file.DEFAULT:
+                with tempfile.TemporaryDirectory(prefix="collectord-demo-") as folder:
+                    return _run_daemon(dataclasses.replace(loaded.config, data_dir=folder), args)
+            return _run_daemon(loaded.config, args)
     return 0
 
 
@@ -171,6 +184,15 @@ def _list_agents(address: str, as_json: bool) -> None:
         print(body)
     else:
         print_agents(rows, Console())
+
+
+def _run_snapshot(config: Config, args: argparse.Namespace) -> int:
+    from storage.format import StorageError  # noqa: PLC0415 - as below
+
+    try:
+        return snapshot_command.run(args, config.data_dir)
+    except StorageError as error:
+        return _fail(error, EXIT_FAILED)
 
 
 def _run_daemon(config: Config, args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ the later wins. A wrong key or value is named with what was got and what was exp
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -65,6 +66,25 @@ def _is_address(value: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+_DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhdwy])+")
+MOST_DURATION_S = 100 * 365 * 86_400
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration as Prometheus writes it: 90s, 15m, 36h, 30d, 2w, 100y, 1d12h. Raises ValueError."""
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"got {text!r}, expected a duration such as 15m, 36h, 30d or 1y")
+    return sum(float(part[:-1]) * _DURATION_S[part[-1]] for part in re.findall(r"[0-9.]+[a-z]", text))
+
+
+def _is_retention(value: str) -> bool:
+    try:
+        return 0 < parse_duration(value) <= MOST_DURATION_S
+    except ValueError:
+        return False
 
 
 def _setting(default: Any, *, help: str, check: Callable[[Any], bool] | None = None, expected: str = "") -> Any:
@@ -142,7 +162,7 @@ class Limits(Section):
 class Ingest(Section):
     tick_ms: float = _setting(
         5.0,
-        help="from the first batch written to the acknowledgement of all since",
+        help="between two commits: one write and one fdatasync for all agents",
         check=_positive,
         expected="milliseconds above 0",
     )
@@ -170,6 +190,47 @@ class Rings(Section):
     )
     idle_s: float = _setting(
         3600.0, help="series without a sample for this long leave memory", check=_positive, expected="seconds above 0"
+    )
+
+
+_RETENTION = "a duration such as 36h, 30d or 1y, at most 100y"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage(Section):
+    retention: str = _setting("30d", help="samples are kept for this long", check=_is_retention, expected=_RETENTION)
+    retention_1m: str = _setting(
+        "1y", help="rollups of a minute are kept for this long", check=_is_retention, expected=_RETENTION
+    )
+    retention_1h: str = _setting(
+        "10y", help="rollups of an hour are kept for this long", check=_is_retention, expected=_RETENTION
+    )
+    retention_bytes: int = _setting(
+        0,
+        help="of all segments: the oldest go when there is more; 0: no bound",
+        check=_not_negative,
+        expected="bytes, 0 or more",
+    )
+    least_free_bytes: int = _setting(
+        256 << 20,
+        help="with less free space than this, nothing is taken until there is more",
+        check=_not_negative,
+        expected="bytes, 0 or more",
+    )
+    flush_s: float = _setting(
+        600.0, help="the WAL becomes a segment at least so often", check=_positive, expected="seconds above 0"
+    )
+    wal_file_bytes: int = _setting(
+        64 << 20,
+        help="the WAL becomes a segment when it is so large",
+        check=lambda v: v >= 1 << 16,
+        expected="at least 64 KiB",
+    )
+    wal_bytes: int = _setting(
+        256 << 20,
+        help="of all that is in no segment yet; with more, agents wait",
+        check=lambda v: v >= 1 << 20,
+        expected="at least 1 MiB",
     )
 
 
@@ -247,6 +308,9 @@ class Log(Section):
     )
 
 
+DATA_DIR = "collectord-data"  # of the command line, when nothing else is said
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """All sections. `data_dir` and `insecure` stand at the top of the file, outside any section."""
@@ -258,6 +322,7 @@ class Config:
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
     rings: Rings = Rings()
+    storage: Storage = Storage()
     health: Health = Health()
     resources: Resources = Resources()
     shutdown: Shutdown = Shutdown()

@@ -17,6 +17,7 @@ from typing import Any
 from collectord.config import Address, Config, ConfigError, Section, parse_address
 
 ENV_PREFIX = "COLLECTORD_"
+DEFAULT = "default"  # the origin of what nobody set
 SHORT_FORMS = {"grpc": "grpc.listen", "http": "http.listen"}  # as --grpc and --http: COLLECTORD_GRPC, COLLECTORD_HTTP
 
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -61,7 +62,7 @@ def settings() -> dict[str, Setting]:
 
 
 _TOP_HELP = {
-    "data_dir": "folder of what is kept on disk; empty: nothing is",
+    "data_dir": "folder of what is kept on disk; empty: nothing is, and a restart begins anew",
     "insecure": "true: listen where other machines reach it, with neither TLS nor tokens",
 }
 
@@ -71,12 +72,18 @@ def load(path: str | None, environ: Mapping[str, str], overrides: Mapping[str, o
     return load_with_origins(path, environ, overrides).config
 
 
-def load_with_origins(path: str | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Loaded:
-    """As `load`, and says of each value where it came from."""
+def load_with_origins(
+    path: str | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object],
+    defaults: Mapping[str, object] | None = None,
+) -> Loaded:
+    """As `load`, and says of each value where it came from. `defaults`: of the caller, instead of the settings' own."""
     known = settings()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    layers = [_from_file(path, known)] if path else []
+    layers = [{key: (value, DEFAULT) for key, value in (defaults or {}).items()}]
+    layers += [_from_file(path, known)] if path else []
     layers += [_from_environment(environ, known), {key: (value, "option") for key, value in overrides.items()}]
     for layer in layers:
         for key, (got, origin) in layer.items():
@@ -238,7 +245,7 @@ def to_toml(loaded: Loaded) -> str:
             lines += ["", f"[{section}]"]
         owner = getattr(loaded.config, head) if head else loaded.config
         line = f"{name} = {_toml(getattr(owner, name))}"
-        lines.append(f"{line:<40}  # {_comment(loaded.origins.get(key, 'default'))}: {setting.help}")
+        lines.append(f"{line:<40}  # {_comment(loaded.origins.get(key, DEFAULT))}: {setting.help}")
     return "\n".join(lines) + "\n"
 
 

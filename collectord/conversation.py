@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from agent_stub.wire import stream_pb2 as wire
-from collectord.sequences import Sequences
 from collectord.wire import twin_pb2 as twin
+from storage.sequences import Sequences
 
 PROTOCOL_VERSION = 1
 MOST_VIOLATIONS = 100  # of one stream; a client that breaks the contract this often is refused
@@ -57,7 +57,8 @@ AFTER: dict[tuple[Stage, str], Stage] = {
 
 Heard = tuple[str, Any, int]
 """One thing the agent said: a body's name, the body (a twin.Batch for "batch", else the contract's message), and its
-sequence. The name is "" when the message was a violation or a repetition. A plain tuple: one is made for each message.
+sequence. The name is "" when the message was a violation or had been acknowledged, and "again" when it is here, but not
+safe yet: it is to be acknowledged when what came before is. A plain tuple: one is made for each message.
 """
 
 
@@ -73,10 +74,14 @@ _NOTHING: Heard = ("", None, 0)
 
 @dataclass(slots=True)
 class CollectorConversation:
-    """One stream. `received` belongs to the instance and outlives the stream: hand it over with `welcome`."""
+    """One stream. `received` and `safe` belong to the instance and outlive the stream: hand them over with `welcome`.
+
+    What is received is here; what is safe is on disk, and only that may be acknowledged.
+    """
 
     stage: Stage = Stage.GREETING
     received: Sequences = field(default_factory=Sequences)
+    safe: Sequences = field(default_factory=Sequences)
     repeated_messages: int = 0
     violations: int = 0  # whole stream
     new_violations: Counter[wire.ViolationKind] = field(
@@ -125,12 +130,18 @@ class CollectorConversation:
         return what, getattr(message, what), message.sequence
 
     def _unwanted(self, what: str, sequence: int) -> Heard:
-        if sequence:
-            self.repeated_messages += 1
-            self._to_ack.add(sequence)
-        else:
+        if not sequence:
             self.violate(wire.VIOLATION_KIND_SEQUENCE, f"{what} without a sequence, expected 1 or more: it is durable")
+            return _NOTHING
+        self.repeated_messages += 1
+        if sequence not in self.safe:
+            return "again", None, sequence
+        self._to_ack.add(sequence)
         return _NOTHING
+
+    def unreceive(self, sequence: int) -> None:
+        """A durable message was not taken in: its repetition will be news."""
+        self.received.discard(sequence)
 
     def _garbage(self, why: str) -> Heard:
         if self.stage is Stage.GREETING:
@@ -162,12 +173,13 @@ class CollectorConversation:
 
     # Saying
 
-    def welcome(self, welcome: wire.Welcome, received: Sequences, first_held: int) -> None:
-        """Open the stream. `received`: what this instance has had acknowledged or lost before."""
+    def welcome(self, welcome: wire.Welcome, received: Sequences, safe: Sequences, first_held: int) -> None:
+        """Open the stream. `received`: what came of this instance before; `safe`: what of it need not come again."""
         self._move("welcome")
-        self.received = received
+        self.received, self.safe = received, safe
         received.add_below(first_held)
-        for first, last in received:
+        safe.add_below(first_held)
+        for first, last in safe:
             welcome.received.add(first=first, last=last)
         self._out.welcome.CopyFrom(welcome)
         self._said = True
@@ -204,9 +216,9 @@ class CollectorConversation:
                 wire.REFUSAL_REASON_MALFORMED, f"more than {MOST_VIOLATIONS} violations on one stream; the last: {text}"
             )
 
-    def applied(self, sequence: int) -> None:
-        """A durable message is safe: acknowledge it with the next `acknowledge`."""
-        self._to_ack.add(sequence)
+    def applied(self, first: int, last: int) -> None:
+        """Durable messages first..last are safe: acknowledge them with the next `acknowledge`."""
+        self._to_ack.add_range(first, last)
 
     @property
     def acks_waiting(self) -> bool:

@@ -19,15 +19,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent_stub.wire import stream_pb2 as wire
+from collectord.committer import Committer
 from collectord.config import Config, parse_address
 from collectord.figures import FleetFigures
 from collectord.fleet import Fleet
 from collectord.heartbeat import Heartbeat
 from collectord.ingest import Ingest
+from collectord.keeping import Keeping, open_store
 from collectord.selfmetrics import SelfMetrics
 from collectord.service import StreamService
 from collectord.view import View
-from storage.head import Head
+from storage.format import StorageError
 from web.app import make_app
 
 SWEEP_S = 1.0
@@ -56,17 +58,28 @@ class Daemon:
         self.started_ms = now_ns() // 1_000_000
         self.grpc_address = config.grpc.listen
         self.http_address = config.http.listen
-        self.head = Head(config.rings.memory_bytes, config.rings.slots, config.limits.series)
-        self.fleet = Fleet(config, self.head)
+        self.store = open_store(config, self.started_ms)
+        self.head = self.store.head
+        self.fleet = Fleet(config, self.store)
+        self.committer = Committer(self.store, config.ingest.tick_ms / 1e3, self.now_ms, time.monotonic)
         self.ingest = Ingest(
-            self.head, config.ingest.tick_ms / 1e3, int(1000 * config.limits.future_s), lambda: now_ns() // 1_000_000
+            self.store,
+            self.committer,
+            int(1000 * config.limits.future_s),
+            self.store.settings.retention_ms,
+            self.now_ms,
         )
-        self.service = StreamService(config, self.fleet, self.ingest, uuid.uuid4().hex, now_ns)
+        self.keeping = Keeping(self.store, self.now_ms)
+        self.service = StreamService(config, self.fleet, self.ingest, self.committer, uuid.uuid4().hex, now_ns)
         self.heartbeat = Heartbeat(config, self.service, now_ns)
         self.service.on_welcome = self.heartbeat.join
         self.figures = FleetFigures(self.head)
         self.metrics = SelfMetrics(self)
         self.view = View(self)
+
+    def now_ms(self) -> int:
+        """The wall clock, Unix ms."""
+        return self.now_ns() // 1_000_000
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str, str], None]) -> None:
         """Serve until `stop`; then drain the agents, then end. `on_ready` gets both addresses, ports resolved."""
@@ -76,6 +89,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._listen(server, runner)
+            self.keeping.start()
             tasks = [self._start(self.heartbeat.run(), "heartbeat"), self._start(self._sweep(), "sweep")]
             gc.freeze()  # what was made so far stays: collections need not look at it again
             gc.set_threshold(*GC_THRESHOLDS)
@@ -88,7 +102,9 @@ class Daemon:
                 task.cancel()
             await server.stop(grace=0)
             await runner.cleanup()
-            self.ingest.tick()
+            await self.committer.close()
+            await self.keeping.stop()
+            self.store.close(clean=not self.committer.error)
 
     def _make_server(self) -> tuple[grpc.aio.Server, grpc_health.aio.HealthServicer]:
         limits = self.config.limits
@@ -136,6 +152,9 @@ class Daemon:
             now_s, now_ms = time.monotonic(), self.now_ns() // 1_000_000
             for _ in self.fleet.sweep_parts(now_s, now_ms, self.service.ping_interval_s()):
                 await asyncio.sleep(0)
+            self.committer.look()
+            self.committer.tick()  # the daemon's own series; agents' messages have their own pace
+            self.service.refuse(self.committer.refusal)
             self.figures.tick(now_ms)
             self.view.tick(now_s)
             sweeps += 1
@@ -144,12 +163,17 @@ class Daemon:
                 gc.collect()
             if sweeps % EVICT_EVERY_SWEEPS == 0:
                 self.head.evict_idle(now_ms, int(1000 * self.config.rings.idle_s))
+                self.fleet.forget_receipts(now_ms)
             await asyncio.sleep(SWEEP_S)
 
 
 async def run(config: Config, *, stop: asyncio.Event, on_ready: Callable[[str, str], None]) -> None:
-    """Run a daemon until `stop` is set. Raises StartError when it cannot listen."""
-    await Daemon(config).run(stop, on_ready)
+    """Run a daemon until `stop` is set. Raises StartError when it cannot listen or use its data directory."""
+    try:
+        made = Daemon(config)
+    except (StorageError, OSError) as error:
+        raise StartError(f"data_dir {config.data_dir}: {error}") from error
+    await made.run(stop, on_ready)
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

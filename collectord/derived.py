@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from collectord.naming import label_name, le_value
-from storage.head import REFUSED, Head, Plan
+from storage.head import REFUSED, Plan
 from storage.rings import RingGroup
+from storage.store import Store
 from storage.types import VALUE, Labels, Meta, Shape, Vector, absent, labels_of
 
 STATES = ("never-seen", "live", "busy", "stuck", "stale", "offline", "stopped", "flapping")
@@ -54,15 +55,18 @@ DERIVED_SERIES = len(_OWN) + 1  # of every instance; not the agent's to run out 
 class Derived:
     """One instance's own series of the daemon. Values collect in one vector, written as one row."""
 
-    __slots__ = ("_groups", "_head", "_plan", "_values")
+    __slots__ = ("_groups", "_plan", "_store", "_values")
 
-    def __init__(self, head: Head, labels: Labels, attributes: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, labels: Labels, attributes: Mapping[str, str]) -> None:
         info = labels_of({label_name(k): v for k, v in list(attributes.items())[:MOST_INFO_LABELS] if v})
         series = [*_OWN, (Shape("target_info", info), Meta("gauge", "", "attributes of the instance", "target_info"))]
+        head = store.head
         ids = head.declare(labels, series, limit=1 << 31, apart=True)  # not the agent's to run out of
-        self._head = head
+        self._store = store
         kept = ids[ids != REFUSED]
-        self._plan: Plan | None = head.plan(kept) if len(kept) == len(ids) else None  # None: memory is full
+        self._plan: Plan | None = (
+            head.plan(kept, recurring=True) if len(kept) == len(ids) else None
+        )  # None: memory is full
         self._groups: list[RingGroup] = head.groups_of(kept)
         for group in self._groups:
             group.holders += 1
@@ -70,6 +74,13 @@ class Derived:
         self._values[:_LAG] = 0.0
         self._values[_RTT:] = 0.0
         self._values[-1] = 1.0  # target_info
+
+    @classmethod
+    def silent(cls) -> Derived:
+        """For a stream that only delivers what an earlier instance left: nothing is said of that instance's life."""
+        derived = cls.__new__(cls)
+        derived._plan, derived._groups, derived._values = None, [], absent((DERIVED_SERIES,))
+        return derived
 
     def round_trip(self, rtt_s: float, loop_lag_s: float | None, progress_age_s: float | None) -> None:
         """Take one pong in."""
@@ -90,7 +101,7 @@ class Derived:
         values[_UP] = state in UP
         values[_STATE:_LAG] = 0.0
         values[_STATE + STATES.index(state)] = 1.0
-        self._head.append(self._plan, now_ms, np.array(values, dtype=VALUE))
+        self._store.append_own(self._plan, now_ms, np.array(values, dtype=VALUE))
 
     def release(self) -> None:
         """The instance is forgotten: its series may be evicted."""

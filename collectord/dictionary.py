@@ -80,7 +80,7 @@ class Dictionary:
 
     def __init__(self, head: Head, labels: Labels, series_limit: int) -> None:
         self._head = head
-        self._labels = labels
+        self.labels = labels
         self._series_limit = series_limit
         self._ids: Ids = np.full(256, UNKNOWN, dtype=ID)
         self._marks = array("q", bytes(8 * 256))  # by ref: hash of the series that it was declared as, 0 for none
@@ -111,7 +111,7 @@ class Dictionary:
                 continue
             refs += range(series.ref, series.ref + len(parts))
             shapes += parts
-        ids = self._head.declare(self._labels, shapes, self._series_limit + DERIVED_SERIES)
+        ids = self._head.declare(self.labels, shapes, self._series_limit + DERIVED_SERIES)
         self._ids[refs] = ids
         accepted = ids[ids != REFUSED]
         self.series += len(accepted)
@@ -176,7 +176,7 @@ class Dictionary:
             series = self._overflow_ids.get(shape.metric)
             if series is None and len(self._overflow_ids) < MOST_OVERFLOW_SERIES:
                 ids = self._head.declare(
-                    self._labels,
+                    self.labels,
                     [(Shape(shape.metric, _OVERFLOW_LABEL), meta)],
                     self._series_limit + DERIVED_SERIES + MOST_OVERFLOW_SERIES,
                 )
@@ -206,7 +206,7 @@ class Dictionary:
             done.violations.append((wire.VIOLATION_KIND_REF_CONFLICT, text))
         else:
             try:
-                self.layouts[layout.layout] = self._route(refs)
+                self.layouts[layout.layout] = self._route(refs, recurring=True)
             except BadBatchError as error:
                 done.violations.append((error.kind, f"layout {layout.layout}: {error}"))
 
@@ -231,7 +231,7 @@ class Dictionary:
             self._recent[packed] = route
         return route
 
-    def _route(self, refs: Ids) -> Route:
+    def _route(self, refs: Ids, *, recurring: bool = False) -> Route:
         known = (refs < len(self._ids)) & (refs > 0)
         ids = np.where(known, self._ids[np.where(known, refs, 0)], UNKNOWN)
         if (ids == UNKNOWN).any():
@@ -240,12 +240,14 @@ class Dictionary:
                 wire.VIOLATION_KIND_UNKNOWN_REF, f"ref {first} is not declared on this stream; declare it first"
             )
         if (ids >= 0).all():
-            return Route(len(refs), self._head.plan(ids))
+            return Route(len(refs), self._head.plan(ids, recurring=recurring))
         kept = np.flatnonzero(ids >= 0)
         places = np.flatnonzero(ids == OVERFLOW)
         takers = np.array([self._overflow_of[int(ref)] for ref in refs[places]], dtype=ID)
         overflow = Overflow(places, refs[places], takers) if len(places) else None
-        return Route(len(refs), self._head.plan(ids[kept]), kept, overflow, int((ids == INVALID).sum()))
+        return Route(
+            len(refs), self._head.plan(ids[kept], recurring=recurring), kept, overflow, int((ids == INVALID).sum())
+        )
 
     def overflowed(self, overflow: Overflow, values: Vector) -> tuple[Plan, Vector, int]:
         """What the overflow series become by these samples: a counter grows by what each refused counter grew, a

@@ -14,8 +14,8 @@ from collectord.config import Config
 from collectord.conversation import RoundTrip
 from collectord.derived import Derived
 from collectord.health import AgentHealth, CommonCause
-from collectord.sequences import Sequences
-from storage.head import Head
+from storage.sequences import Sequences
+from storage.store import Store
 from storage.types import Labels, labels_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Agent:
     connection: int = 0
     config_hash: str = ""
     received: Sequences = field(default_factory=Sequences)
+    safe: Sequences = field(default_factory=Sequences)  # on disk; the store's own object, which it keeps up to date
     stream: Stream | None = None
     samples: int = 0  # of ended streams
     dropped: int = 0
@@ -61,6 +62,7 @@ class Agent:
     open_tasks: int = 0
     kin: tuple[str, str] = ("", "")  # name and host at its first Hello: by these a restart is told from another agent
     superseded: bool = False  # it left, and its agent runs again
+    backlog: bool = False  # no instance that runs: what one left on its disk, delivered by a later one
     written_s: float = 0.0  # monotonic, of the newest derived row
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
     logs: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_LOGS))
@@ -80,14 +82,16 @@ class Agent:
 class Fleet:
     """All instances by uid. `now_s` is monotonic, `now_ms` Unix time: both come in as arguments."""
 
-    def __init__(self, config: Config, head: Head) -> None:
+    def __init__(self, config: Config, store: Store) -> None:
         self.agents: dict[str, Agent] = {}
         self.cause = CommonCause()
         self.crashes = 0  # instances that vanished
         self.events: deque[dict[str, Any]] = deque(maxlen=MOST_EVENTS)  # of the fleet as a whole
         self.verdicts = 0
+        self.backlogs: dict[str, Agent] = {}  # streams that deliver what an earlier instance left, by its uid
+        self.backlog_samples = 0  # of those that ended
         self._config = config
-        self._head = head
+        self._store = store
         self._swept_s: float | None = None
         self._siblings: dict[tuple[str, str], dict[str, Agent]] = {}  # agent's name and host -> by instance
 
@@ -114,6 +118,26 @@ class Fleet:
         self._evaluate(agent, now_s, now_ms, self._config.health.ping_interval_s)
         return agent
 
+    def admit_backlog(self, hello: wire.Hello, address: str) -> Agent:
+        """The sender of what an earlier instance left on its disk. It is no instance: nothing is said of its life."""
+        agent = self.backlogs.get(hello.instance)
+        if agent is None:
+            labels = labels_of({"job": hello.agent, "instance": hello.instance})
+            agent = Agent(
+                name=hello.agent,
+                instance=hello.instance,
+                labels=labels,
+                health=AgentHealth(self._config.health, 0.0),
+                derived=Derived.silent(),
+                address=address,
+                backlog=True,
+            )
+            known = self.agents.get(hello.instance)
+            agent.safe = self._store.safe(labels)
+            agent.received = known.received if known is not None else agent.safe.copy()
+            self.backlogs[hello.instance] = agent
+        return agent
+
     def _new(self, hello: wire.Hello, attributes: dict[str, str], now_s: float, now_ms: int) -> Agent:
         labels = labels_of({"job": hello.agent, "instance": hello.instance})
         info = attributes | ({"service.version": hello.version} if hello.version else {})
@@ -122,8 +146,10 @@ class Fleet:
             instance=hello.instance,
             labels=labels,
             health=AgentHealth(self._config.health, now_s),
-            derived=Derived(self._head, labels, info),
+            derived=Derived(self._store, labels, info),
         )
+        agent.safe = self._store.safe(labels)
+        agent.received = agent.safe.copy()
         agent.kin = (agent.name, attributes.get("host.name", ""))
         siblings = self._siblings.setdefault(agent.kin, {})
         for other in siblings.values():
@@ -151,6 +177,9 @@ class Fleet:
 
     def ended(self, agent: Agent, why: str, refusal: str, now_s: float, now_ms: int, *, replaced: bool = False) -> None:
         """An instance's stream is over. `refusal`: why this daemon ended it, or empty. `replaced`: the next one is here."""
+        if agent.backlog:
+            self._end_backlog(agent)
+            return
         if agent.stream is not None:
             agent.samples += agent.stream.samples
             agent.dropped += agent.stream.dropped
@@ -158,6 +187,16 @@ class Fleet:
         agent.health.disconnected(now_s, why, refusal)
         if not replaced:
             self._evaluate(agent, now_s, now_ms, 1.0)
+
+    def _end_backlog(self, agent: Agent) -> None:
+        self.backlog_samples += agent.samples_total
+        agent.stream = None
+        self.backlogs.pop(agent.instance, None)
+
+    def forget_receipts(self, now_ms: int) -> None:
+        """Now and then: what instances that are long gone had sent need not be remembered."""
+        known = {agent.labels for agent in (*self.agents.values(), *self.backlogs.values())}
+        self._store.forget_idle(known, now_ms, int(1000 * self._config.health.forget_after_s))
 
     def sweep(self, now_s: float, now_ms: int, ping_interval_s: float) -> None:
         """Once a second: what follows for each instance from the time that passed."""
@@ -207,7 +246,7 @@ class Fleet:
                 self.crashes += 1
             if state == "stopped":
                 agent.derived.write(now_ms, state)
-                self._head.end(agent.labels, now_ms)
+                self._store.end(agent.labels, now_ms)
         overdue = now_s - agent.written_s >= max(2 * ping_interval_s, 1.0)  # no pong wrote it
         if state != "stopped" and (state != before or overdue):
             self.write(agent, now_s, now_ms)

@@ -12,9 +12,24 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from collectord.distribution import Distribution
+from storage.format import TIERS
 
 if TYPE_CHECKING:
     from collectord.daemon import Daemon
+
+
+_KEEPER_COUNTS = {
+    "flushes": "closed WAL files made into segments",
+    "merges": "segments made out of several",
+    "rollups": "segments rolled up",
+    "expired_segments": "segments removed by retention",
+    "keeper_failures": "pieces of background work that failed, to be tried again",
+}
+_SEGMENT_GAUGES = (
+    ("collectord_segment_bytes", "segments on disk"),
+    ("collectord_segment_samples", "samples in segments"),
+    ("collectord_segments", "segments"),
+)
 
 
 class SelfMetrics(Collector):
@@ -32,6 +47,7 @@ class SelfMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._ingest()
+        yield from self._store()
         yield from self._streams()
         yield from self._memory()
 
@@ -39,12 +55,56 @@ class SelfMetrics(Collector):
         ingest, head = self._daemon.ingest, self._daemon.head
         yield _counter("collectord_samples", "samples written into the rings", ingest.samples)
         yield _counter("collectord_batches", "batches applied", ingest.batches)
-        yield _counter("collectord_ticks", "ticks: points at which batches became acknowledgeable", ingest.ticks)
+        committer = self._daemon.committer
+        yield _counter("collectord_ticks", "commits begun", committer.ticks)
+        yield _histogram(
+            "collectord_commit_seconds", "from the first message of a commit to its end", committer.latency
+        )
         yield _counter("collectord_overflow_samples", "samples that went to overflow series", ingest.overflow_samples)
         yield _counters("collectord_dropped_samples", "samples not kept", "reason", ingest.dropped)
         yield _gauge("collectord_series", "series in memory", head.index.series)
         yield _counter("collectord_series_refused", "series refused by a limit", self._daemon.service.refused_series)
         yield _counter("collectord_series_evicted", "idle series that left memory", head.evicted_series)
+
+    def _store(self) -> Iterator[Metric]:
+        store, service = self._daemon.store, self._daemon.service
+        refused = service.refused_messages
+        yield _counter(
+            "collectord_messages_not_taken",
+            "durable messages left to their agents while nothing could be taken",
+            refused,
+        )
+        yield _gauge(
+            "collectord_refusing", "1 while nothing is taken (disk full, or failing)", float(bool(service.refusal))
+        )
+        wal, keeper, segments, found = store.wal, store.keeper, store.segments, store.recovered
+        if wal is None or keeper is None or segments is None:
+            return
+        yield _gauge("collectord_unclean_shutdown", "1 when the last shutdown was not clean", float(found.unclean))
+        yield _gauge("collectord_recovered_samples", "samples that the start found in the WAL", found.wal_samples)
+        yield _gauge("collectord_torn_bytes", "torn tails that the start cut", found.torn_bytes)
+        damage = CounterMetricFamily(
+            "collectord_damage_bytes", "bytes lost to damaged files", labels=["file", "offset", "reason"]
+        )
+        for error in store.damage:
+            damage.add_metric([error.path.name, str(error.offset_bytes), error.reason], error.size_bytes)
+        yield damage
+        yield _counter(
+            "collectord_lost_samples", "samples lost to damage", found.lost_samples + keeper.counts["lost_samples"]
+        )
+        yield _gauge("collectord_wal_bytes", "what is in no segment yet", wal.size_bytes)
+        yield _counter("collectord_wal_written_bytes", "written to the WAL", wal.written_bytes)
+        yield _counter("collectord_wal_commits", "commits that succeeded", wal.commits)
+        yield _counter("collectord_wal_failures", "commits that failed", wal.failures)
+        for name, text in _KEEPER_COUNTS.items():
+            yield _counter(f"collectord_{name}", text, keeper.counts[name])
+        sizes, samples, files = (GaugeMetricFamily(*described, labels=["tier"]) for described in _SEGMENT_GAUGES)
+        for tier in TIERS:
+            infos = [segment.info for segment in segments.all(tier)]
+            sizes.add_metric([tier], sum(info.size_bytes for info in infos))
+            samples.add_metric([tier], sum(info.samples for info in infos))
+            files.add_metric([tier], len(infos))
+        yield from (sizes, samples, files)
 
     def _streams(self) -> Iterator[Metric]:
         service, heartbeat, fleet = self._daemon.service, self._daemon.heartbeat, self._daemon.fleet

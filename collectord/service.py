@@ -13,6 +13,7 @@ import grpc
 import structlog
 
 from agent_stub.wire import stream_pb2 as wire
+from collectord.committer import Committer
 from collectord.config import Config
 from collectord.conversation import PROTOCOL_VERSION, CollectorConversation, Stage
 from collectord.dictionary import Dictionary
@@ -23,6 +24,7 @@ from collectord.ingest import Ingest
 METHOD = "/collectord.v1.Collector/Stream"
 OVERLOAD_RETRY_MS = 10_000
 GOODBYE_S = 1.0  # for a refusal to be written, and again for its status
+PAUSE_S = 10.0  # that agents are asked for while nothing can be taken
 MOST_ATTRIBUTES, MOST_EVENTS_A_MESSAGE = 128, 1000  # as the contract says
 
 log = structlog.get_logger("stream")
@@ -51,6 +53,7 @@ class Stream:
         "agent",
         "conversation",
         "dictionary",
+        "discarded",
         "dropped",
         "flush_interval_ms",
         "next_poll_s",
@@ -64,6 +67,7 @@ class Stream:
         self.conversation = CollectorConversation()
         self.samples = 0
         self.dropped = 0
+        self.discarded = False  # something of it was not taken in while nothing could be: it is to send that again
         self.flush_interval_ms = 0  # as the agent was told last
         self.next_poll_s = 0.0
         self.served_s = 0.0  # monotonic, of the newest ping
@@ -112,7 +116,15 @@ class Stream:
 class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers METHOD. `now_ms` and `now_ns` are the wall clock; health's clock is time.monotonic."""
 
-    def __init__(self, config: Config, fleet: Fleet, ingest: Ingest, collector: str, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        ingest: Ingest,
+        committer: Committer,
+        collector: str,
+        now_ns: Callable[[], int],
+    ) -> None:
         self.streams: set[Stream] = set()
         self.messages = 0
         self.accepted = 0
@@ -123,10 +135,14 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.refused_series = 0
         self.broken = 0  # streams that ended without a goodbye and were not refused
         self.draining = False
+        self.refusal = ""  # why nothing can be taken now
+        self._refused_s = 0.0
+        self.refused_messages = 0  # durable ones, while nothing could be taken
         self._all_left = asyncio.Event()  # while draining
         self._config = config
         self._fleet = fleet
         self._ingest = ingest
+        self._committer = committer
         self._collector = collector
         self._now_ns = now_ns
         self.on_welcome: Callable[[Stream, float], None] = lambda _stream, _now_s: None
@@ -180,15 +196,19 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         if not self._admissible(stream, hello):
             return False
         now_s, now_ns = time.monotonic(), self._now_ns()
-        agent = self._fleet.admit(hello, context.peer(), now_s, now_ns // 1_000_000)
+        if hello.backlog:
+            agent = self._fleet.admit_backlog(hello, context.peer())
+        else:
+            agent = self._fleet.admit(hello, context.peer(), now_s, now_ns // 1_000_000)
         stream.agent = agent
         stream.dictionary = Dictionary(self._ingest.head, agent.labels, limits.series_per_agent)
         agent.stream = stream
         self.streams.add(stream)
         self.accepted += 1
         stream.flush_interval_ms = self.flush_interval_ms()
-        conversation.welcome(self._welcome(), agent.received, hello.first_held_sequence)
-        conversation.ping(now_ns, agent.round_trip)
+        conversation.welcome(self._welcome(), agent.received, agent.safe, hello.first_held_sequence)
+        if not hello.backlog:
+            conversation.ping(now_ns, agent.round_trip)
         self.on_welcome(stream, now_s)
         stream.wake()
         return True
@@ -244,7 +264,8 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _settle_duplicate(self, stream: Stream, hello: wire.Hello) -> None:
         """Of two open streams with one uid: a later one of the same process takes over, another process is refused."""
-        agent = self._fleet.agents.get(hello.instance)
+        agents = self._fleet.backlogs if hello.backlog else self._fleet.agents
+        agent = agents.get(hello.instance)
         if agent is None or agent.stream is None:
             return
         if hello.start_time_unix_ms == agent.started_ms and hello.connection > agent.connection:
@@ -262,7 +283,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _hear(self, stream: Stream, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Until the stream ends; returns why it did."""
         read, receive, batch = context.read, stream.conversation.receive, self._ingest.batch
-        conversation, agent, now = stream.conversation, stream.agent, time.monotonic
+        conversation, agent, now, committer = stream.conversation, stream.agent, time.monotonic, self._committer
         most_bytes = self._config.limits.message_bytes
         while conversation.stage is not Stage.ENDED:
             data = await read()
@@ -276,26 +297,45 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
             what, body, sequence = receive(data)
             agent.last_seen_s = arrived_s = now()
             if what == "batch":
-                batch(stream, body, sequence, data)
+                if committer.pause_s or committer.full:
+                    await self._room(conversation, sequence)
+                if self.refusal or stream.discarded:
+                    self._discard(stream, sequence)
+                else:
+                    batch(stream, body, sequence, data)
             elif what:
                 self._take(stream, what, body, sequence, arrived_s)
             if conversation.new_violations:
                 self._count_violations(stream)
         return ""
 
+    async def _room(self, conversation: CollectorConversation, sequence: int) -> None:
+        """Wait until writing goes on. A stream that ends meanwhile has not had this message."""
+        try:
+            await asyncio.sleep(self._committer.pause_s)
+            if self._committer.full:
+                await self._committer.room()
+        except asyncio.CancelledError:
+            conversation.unreceive(sequence)
+            raise
+
     def _take(self, stream: Stream, what: str, body: Any, sequence: int, now_s: float) -> None:
         """Everything but batches: rare enough for a chain of comparisons."""
-        agent, conversation = stream.agent, stream.conversation
+        agent = stream.agent
         if what == "pong":
             self._pong(stream, body, now_s)
+        elif what == "again":
+            self._committer.wrote(stream, sequence)
+        elif sequence and (self.refusal or stream.discarded):
+            self._discard(stream, sequence)
         elif what == "declare":
             self._declare(stream, body)
         elif what == "events":
             self._fleet.take_events(agent, body.events[:MOST_EVENTS_A_MESSAGE])
-            conversation.applied(sequence)
+            self._committer.wrote(stream, sequence)
         elif what == "logs":
             self._fleet.take_logs(agent, body.records[:MOST_EVENTS_A_MESSAGE])
-            conversation.applied(sequence)
+            self._committer.wrote(stream, sequence)
         elif what == "self_report":
             agent.agent_drops = {
                 wire.DropReason.Name(d.reason).removeprefix("DROP_REASON_").lower(): d.samples_total
@@ -312,9 +352,41 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._acknowledge_now(stream)
 
     def _acknowledge_now(self, stream: Stream) -> None:
-        self._ingest.tick()
-        if not stream.writing:
-            stream.conversation.acknowledge()
+        def say() -> None:
+            if not stream.writing and stream in self.streams:
+                stream.conversation.acknowledge()
+                stream.wake()
+
+        self._committer.when_safe(say)
+
+    def _discard(self, stream: Stream, sequence: int) -> None:
+        """Nothing can be taken now: the agent keeps it, and is asked to come back when it can.
+
+        Nor is anything that it says later on this stream: what came first must not overwrite what came after it.
+        """
+        stream.conversation.unreceive(sequence)
+        stream.discarded = True
+        self.refused_messages += 1
+
+    def refuse(self, reason: str) -> None:
+        """Nothing can be taken now, or (an empty reason) everything again. Called once a second; agents hear it at once and
+        then every few seconds. They go on being pinged: a full disk here is no fault of theirs.
+        """
+        changed = bool(reason) != bool(self.refusal)  # how much is free, or which file failed, may change all the time
+        self.refusal = reason
+        now_s = time.monotonic()
+        if not changed and (not reason or now_s - self._refused_s < PAUSE_S / 2):
+            return
+        self._refused_s = now_s
+        if changed:
+            log.warning("nothing is taken", reason=reason) if reason else log.info("everything is taken again")
+        for stream in list(self.streams):
+            pause_ms = int(1000 * PAUSE_S) if reason else 0
+            stream.conversation.throttle(
+                wire.Throttle(flush_interval_ms=stream.flush_interval_ms, pause_ms=pause_ms, reason=reason[:1024])
+            )
+            if not reason and stream.discarded:
+                stream.conversation.drain(int(1000 * PAUSE_S), int(1000 * PAUSE_S), "come back with what was not taken")
             stream.wake()
 
     def _declare(self, stream: Stream, declare: wire.Declare) -> None:
@@ -378,7 +450,6 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         if stream not in self.streams:
             return
         self.streams.discard(stream)
-        self._ingest.tick()  # what it sent last is in the rings before it is gone
         stream.dictionary.release()
         if self.draining and not self.streams:
             self._all_left.set()

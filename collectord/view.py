@@ -19,6 +19,7 @@ class View:
     """Rows are made when asked for; figures come from the newest tick of `FleetFigures`."""
 
     def __init__(self, daemon: Daemon) -> None:
+        self.store = daemon.store
         self.head = daemon.head
         self._daemon = daemon
         self._process = psutil.Process()

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from storage import columns as forms
 from storage.index import SeriesIndex
-from storage.rings import FIRST_SLOTS, Columns, RingGroup
+from storage.late import LateSamples
+from storage.rings import FIRST_SLOTS, NEVER_MS, SAVED_MS, Columns, RingGroup
 from storage.types import ABSENT_BITS, ID, STALE_BITS, TIME, VALUE, Ids, Labels, Matrix, Meta, Shape, Times, Vector
 
 OPEN_WIDTH = 32  # columns of an instance's first open group; a cohort of this many or more gets a group of its own
 LEAST_SLOTS = 16  # a ring is never shortened below this
 REFUSED = -1  # in the ids that `declare` returns: over a limit
+LEAST_FREED = 8  # a full ring of rows that are in no segment yet grows when less than this part of it can be given free
+CLUSTER = 8  # series loaded with the same times: from this many on, a group of their own
+MOST_HOLES = 8  # cells a sample that the group of all others may take, if all their times differ
 
 Part = tuple[RingGroup, Columns, "slice | Ids | None", "slice | Ids"]
 """A group, which of its columns, which of the batch's samples they take (None: all of them, in order), and the ids."""
@@ -22,10 +27,17 @@ Part = tuple[RingGroup, Columns, "slice | Ids | None", "slice | Ids"]
 
 @dataclass(slots=True)
 class Plan:
-    """Where the samples of one recurring set of series go. Made once, used for every batch with the same series."""
+    """Where the samples of one recurring set of series go. Made once, used for every batch with the same series.
+
+    For the WAL it is a set: `number` is its own for as long as the process lives, `owner` and `shapes` are the index's.
+    """
 
     ids: Ids
     parts: list[Part]
+    number: int
+    owner: int
+    shapes: npt.NDArray[np.int32]
+    uses: int  # batches so far; a set that is not recurring, or names a series twice, is never declared in the WAL
 
 
 @dataclass(slots=True)
@@ -38,15 +50,24 @@ class Head:
     """All series in memory.
 
     memory_bytes bounds the rings: new rings are short and double while the budget allows; when it is used up, the longest
-    rings are halved to make room for new series. series_limit bounds the number of series.
+    rings are halved to make room for new series. series_limit bounds the number of series. `durable`: what is appended goes
+    to a WAL too, and stays here until `saved` says that segments have it.
     """
 
-    def __init__(self, memory_bytes: int, slots: int, series_limit: int) -> None:
+    def __init__(self, memory_bytes: int, slots: int, series_limit: int, *, durable: bool = False) -> None:
         self.index = SeriesIndex()
         self.memory_bytes = memory_bytes
         self.ring_bytes = 0
-        self.late_samples = 0  # refused because older than a full ring
+        self.late_samples = 0  # refused because older than a full ring, and there are no segments to take them
         self.evicted_series = 0
+        self.durable = durable
+        self.late = LateSamples()
+        self.segments_ms = int(
+            NEVER_MS
+        )  # after the newest sample in any segment: older ones of new series may be there
+        self._plans = 0
+        self._generation = 0  # how often `roll` was called
+        self._saved_generation = 0
         self._most_slots = slots
         self._series_limit = series_limit
         self._owners: dict[Labels, _Owner] = {}
@@ -121,7 +142,7 @@ class Head:
             base = self._ids
             self._ids += width
             self._reserve(self._ids)
-        group = RingGroup(owner, base, width, slots)
+        group = RingGroup(owner, base, width, slots, durable=self.durable, whole_ms=self.segments_ms)
         if self._free_numbers:
             number = self._free_numbers.pop()
             self._groups[number] = group
@@ -144,20 +165,26 @@ class Head:
     def _make_room(self, size_bytes: int) -> bool:
         """Halve the longest rings until `size_bytes` fit; False when all are as short as they may be."""
         while self.ring_bytes + size_bytes > self.memory_bytes:
-            longest = max((g.slots for g in self._groups if g is not None), default=0)
-            if longest // 2 < LEAST_SLOTS:
+            halvable = [
+                g for g in self._groups if g is not None and g.slots > LEAST_SLOTS and _half(g) >= g.unsaved_rows
+            ]
+            longest = max((g.slots for g in halvable), default=0)
+            if not longest:
                 return False
-            for group in self._groups:
-                if group is not None and group.slots == longest:
+            for group in halvable:
+                if group.slots == longest:
                     self.ring_bytes -= group.size_bytes
-                    group.shorten(longest // 2)
+                    group.shorten(_half(group))
                     self.ring_bytes += group.size_bytes
         return True
 
     # Appending
 
-    def plan(self, ids: Ids) -> Plan:
-        """Where samples of these series go. REQUIRES: every id was returned by `declare` and its group is held."""
+    def plan(self, ids: Ids, *, recurring: bool = False) -> Plan:
+        """Where samples of these series go. `recurring`: known to come again and again.
+
+        REQUIRES: every id was returned by `declare` for one and the same owner, and its group is held.
+        """
         numbers = self._group_of[ids]
         parts: list[Part] = []
         for number in np.unique(numbers):
@@ -165,42 +192,150 @@ class Head:
             places = np.flatnonzero(numbers == number)
             samples = None if len(places) == len(ids) else _columns(places)
             parts.append((group, _columns(ids[places] - group.base), samples, _columns(ids[places])))
-        return Plan(ids, parts)
+        self._plans += 1
+        owner = int(self.index.owners_of(ids[:1])[0]) if len(ids) else -1
+        uses = (2 if recurring else 0) if len(np.unique(ids)) == len(ids) > 0 else -(1 << 62)
+        return Plan(ids, parts, self._plans, owner, self.index.shapes_of(ids), uses)
 
     def append(self, plan: Plan, time_ms: int, values: Vector) -> int:
         """Put a batch in: values float64, shape (N,), in the plan's order. Returns how many samples were too late."""
-        bits = values.view(ID)
-        # As integers, ABSENT is above every number and infinity: the largest cell answers for all of them.
-        whole = not len(bits) or bits[bits.argmax()] < ABSENT_BITS or not (bits == ABSENT_BITS).any()
+        whole = _has_no_holes(values)
         late = 0
         for group, columns, samples, ids in plan.parts:
             part = values if samples is None else values[samples]
-            if time_ms < group.last_ms:
-                if group.append(time_ms, columns, part):
-                    self._remember_late(group, time_ms, columns, part)
-                else:
-                    late += len(part)
-                continue
             if not group.room:
-                self._lengthen(group)
+                self._make_room_in(group)
+            if time_ms <= group.last_ms:
+                late += self._append_behind(group, time_ms, columns, part)
+                continue
             group.append(time_ms, columns, part)
             self.latest[ids] = part if whole else _overlaid(self.latest[ids], part)
         self.late_samples += late
         return late
 
-    def _remember_late(self, group: RingGroup, time_ms: int, columns: Columns, values: Vector) -> None:
-        """A row that is not its group's newest may still hold the newest samples of some series."""
-        newest = ~group.has_after(time_ms, columns) & (values.view(ID) != ABSENT_BITS)
-        ids = np.arange(group.base, group.base + group.width)[columns][newest]
-        self.latest[ids] = values[newest]
+    def _append_behind(self, group: RingGroup, time_ms: int, columns: Columns, values: Vector) -> int:
+        """A row that is not after its group's newest. It may still hold the newest samples of some series."""
+        if group.append(time_ms, columns, values):
+            if self.durable and time_ms < group.open_ms:
+                group.open_ms = time_ms
+                group.make_room()  # it may lie among rows that had been given free
+            newest = ~group.has_after(time_ms, columns) & (values.view(ID) != ABSENT_BITS)
+            ids = np.arange(group.base, group.base + group.width)[columns][newest]
+            self.latest[ids] = values[newest]
+            return 0
+        if not self.durable:
+            return len(values)
+        ids = np.arange(group.base, group.base + group.width)[columns]
+        self.late.add(ids, time_ms, values)
+        group.late_in = self._generation
+        return 0
 
-    def _lengthen(self, group: RingGroup) -> None:
-        """Double a full ring while the budget allows; else it goes round."""
+    def _make_room_in(self, group: RingGroup) -> None:
+        """Double a full ring while the budget allows; else it goes round, as far as its rows are in segments."""
         slots = min(2 * group.slots, self._most_slots)
-        if slots > group.slots and self.ring_bytes + group.size_bytes <= self.memory_bytes:
-            self.ring_bytes -= group.size_bytes
-            group.lengthen(slots)
-            self.ring_bytes += group.size_bytes
+        fits = slots > group.slots and self.ring_bytes + group.size_bytes <= self.memory_bytes
+        if not fits and group.make_room() and group.room * LEAST_FREED >= group.slots:
+            return
+        self.ring_bytes -= group.size_bytes
+        group.lengthen(slots if fits else 2 * group.slots)  # beyond the budget: the WAL's bound holds this too
+        self.ring_bytes += group.size_bytes
+
+    # With a WAL
+
+    def roll(self) -> None:
+        """The WAL goes on in a new file; what came so far is being made into segments."""
+        self._generation += 1
+        self.late.roll()
+        for group in self._groups:
+            if group is not None:
+                group.roll()
+
+    def saved(self) -> None:
+        """Segments have what came before the last `roll`."""
+        self._saved_generation = self._generation
+        self.late.saved()
+        for group in self._groups:
+            if group is not None:
+                group.saved()
+        self._make_room(0)  # rings that had to grow beyond the budget
+
+    def load(self, columns: forms.Columns) -> int:
+        """Take in what a WAL file held, at a start: the newest rows of each series, not yet in a segment.
+
+        Series of one owner with the same times share a group. Returns how many samples found no room in memory.
+        """
+        missing = 0
+        order = np.argsort(columns.owner, kind="stable")
+        owners, first = np.unique(columns.owner[order], return_index=True)
+        for owner, series in zip(owners.tolist(), np.split(order, first[1:]), strict=False):
+            missing += self._load_owner(columns, series, columns.owners[owner])
+        return missing
+
+    def _load_owner(self, columns: forms.Columns, series: Ids, labels: Labels) -> int:
+        missing = 0
+        for together in _clusters(columns, series):
+            shapes = [columns.shapes[s] for s in columns.shape[together].tolist()]
+            unknown = Meta("gauge", "", "", "")
+            pairs = [(shape, columns.metas.get(shape.metric, unknown)) for shape in shapes]
+            ids = self.declare(labels, pairs, limit=1 << 31, apart=True)
+            kept = ids != REFUSED
+            missing += int(columns.counts[together[~kept]].sum())
+            self._load_rows(columns, together[kept], ids[kept])
+        return missing
+
+    def _load_rows(self, columns: forms.Columns, series: Ids, ids: Ids) -> None:
+        times, rows = forms.to_rows(columns, series)
+        plan = self.plan(ids)
+        for group, into, samples, part_ids in plan.parts:
+            part = rows if samples is None else rows[:, samples]
+            if len(times) and int(times[0]) > group.last_ms:
+                self.ring_bytes -= group.size_bytes
+                group.extend(times, into, part)
+                self.ring_bytes += group.size_bytes
+                newest = _newest(part)
+                self.latest[part_ids] = _overlaid(self.latest[part_ids], newest)
+                continue
+            for time_ms, row in zip(times.tolist(), part, strict=True):
+                self.append(Plan(ids, [(group, into, None, part_ids)], 0, -1, plan.shapes, 0), time_ms, row)
+
+    def read(self, ids: Ids, start_ms: int, end_ms: int) -> forms.Columns:
+        """The samples of these series with start_ms <= time < end_ms. Every id stands once in `ids`."""
+        index = self.index
+        owners, owner_at = np.unique(index.owners_of(ids), return_inverse=True)
+        shapes, shape_at = np.unique(index.shapes_of(ids), return_inverse=True)
+        slabs: list[forms.Slab] = []
+        numbers = self._group_of[ids]
+        order = np.argsort(numbers, kind="stable")
+        edges = np.flatnonzero(np.diff(numbers[order], prepend=-2))
+        for places in np.split(order, edges[1:]):
+            if len(places):
+                group = self._group(int(numbers[places[0]]))
+                times, values = group.between(start_ms, end_ms, _columns(ids[places] - group.base))
+                if len(times):
+                    at = int(owner_at[places[0]])
+                    slabs.append(forms.Slab(at, shape_at[places].astype(np.int32), times, values))
+        named = [index.shape(int(s)) for s in shapes]
+        owner_labels, shape_list = [index.owner_labels(int(o)) for o in owners], [shape for shape, _ in named]
+        metas = {shape.metric: meta for shape, meta in named}
+        return forms.from_slabs(owner_labels, shape_list, slabs, metas)
+
+    def read_late(self, ids: Ids, start_ms: int, end_ms: int) -> forms.Columns | None:
+        """Samples of these series that came too late for the rings and are in no segment yet; None where there are none."""
+        found = self.late.among(ids, start_ms, end_ms)
+        if found is None:
+            return None
+        late_ids, times, values = found
+        index = self.index
+        owners, owner_at = np.unique(index.owners_of(late_ids), return_inverse=True)
+        shapes, shape_at = np.unique(index.shapes_of(late_ids), return_inverse=True)
+        return forms.from_loose(
+            [index.owner_labels(int(o)) for o in owners],
+            [index.shape(int(s))[0] for s in shapes],
+            owner_at.astype(np.int32),
+            shape_at.astype(np.int32),
+            times,
+            values,
+        )
 
     def _group(self, number: int) -> RingGroup:
         group = self._groups[number]
@@ -220,6 +355,8 @@ class Head:
         for number, group in enumerate(self._groups):
             if group is None or group.holders or group.last_ms > now_ms - idle_ms:
                 continue
+            if group.unsaved_ms <= group.last_ms or group.late_in >= self._saved_generation:
+                continue  # it, or a late sample of it, is in no segment yet
             left += group.used
             self.index.remove(group.base, group.used)
             self._groups[number] = None
@@ -237,14 +374,16 @@ class Head:
         self.evicted_series += left
         return left
 
-    def end(self, labels: Labels, time_ms: int) -> None:
-        """Put a stale marker behind every series of an instance: they end here (Prometheus does so when a target goes)."""
+    def ends(self, labels: Labels, time_ms: int) -> list[tuple[Plan, int, Vector]]:
+        """What to append to end every series of an instance: stale markers (Prometheus does so when a target goes)."""
         book = self._owners.get(labels)
+        rows = []
         for group in book.groups if book is not None else ():
             if group.used:
+                plan = self.plan(np.arange(group.base, group.base + group.used, dtype=ID))
                 markers = np.full(group.used, STALE_BITS, dtype=np.int64).view(VALUE)
-                group.append(max(time_ms, group.last_ms + 1), slice(0, group.used), markers)
-                self.latest[group.base : group.base + group.used] = np.nan
+                rows.append((plan, max(time_ms, group.last_ms + 1), markers))
+        return rows
 
     # Reading
 
@@ -261,6 +400,19 @@ class Head:
         groups = [self._groups[number] if number >= 0 else None for number in self._group_of[ids].tolist()]
         return np.array([max(g.last_ms, 0) if g is not None else 0 for g in groups], dtype=TIME)
 
+    def names(self, ids: Ids) -> list[tuple[Labels, Shape]]:
+        """Owner and shape of each series."""
+        index = self.index
+        pairs = zip(index.owners_of(ids).tolist(), index.shapes_of(ids).tolist(), strict=True)
+        return [(index.owner_labels(owner), index.shape(shape)[0]) for owner, shape in pairs]
+
+    def since_ms(self, ids: Ids) -> Times:
+        """From which time on the ring of each series holds all of its samples, int64, shape (N,); of no series: never."""
+        numbers, inverse = np.unique(self._group_of[ids], return_inverse=True)
+        groups = [self._groups[number] if number >= 0 else None for number in numbers.tolist()]
+        since = [g.since_ms if g is not None else SAVED_MS for g in groups]
+        return np.array(since, dtype=TIME)[inverse]
+
     def matrix(self, ids: Ids, steps_ms: Times, lookback_ms: int) -> Matrix:
         """The newest sample of each series at or before each step and within lookback; NaN where there is none.
 
@@ -273,6 +425,38 @@ class Head:
             places = np.flatnonzero(numbers == number)
             out[places] = group.at(_columns(ids[places] - group.base), steps_ms, lookback_ms)
         return out
+
+
+def _has_no_holes(values: Vector) -> bool:
+    bits = values.view(ID)
+    # As integers, ABSENT is above every number and infinity: the largest cell answers for all of them.
+    return not len(bits) or bool(bits[bits.argmax()] < ABSENT_BITS) or not (bits == ABSENT_BITS).any()
+
+
+def _half(group: RingGroup) -> int:
+    return max(group.slots // 2, LEAST_SLOTS)
+
+
+def _clusters(columns: forms.Columns, series: Ids) -> list[Ids]:
+    """Some series by what they share a group with: those with the same times, and what is left if it has times in common."""
+    order = np.argsort(columns.vector[series], kind="stable")
+    vectors, first, sizes = np.unique(columns.vector[series[order]], return_index=True, return_counts=True)
+    clusters = np.split(series[order], first[1:])
+    small = np.flatnonzero(sizes < CLUSTER)
+    counts = np.diff(columns.edges)[vectors[small]]
+    if int(counts.sum()) * int(sizes[small].sum()) > MOST_HOLES * int((counts * sizes[small]).sum()):
+        return clusters
+    rest = [clusters[c] for c in small.tolist()]
+    large = [clusters[c] for c in np.flatnonzero(sizes >= CLUSTER).tolist()]
+    return [np.sort(np.concatenate(rest)), *large] if rest else large
+
+
+def _newest(rows: Matrix) -> Vector:
+    """The last value of each column that is not ABSENT. float64 (R, W) to (W,)."""
+    present = rows.view(ID) != ABSENT_BITS
+    last = len(rows) - 1 - present[::-1].argmax(axis=0)
+    newest: Vector = rows[last, np.arange(rows.shape[1])]  # ABSENT itself where there is none
+    return newest
 
 
 def _overlaid(old: Vector, new: Vector) -> Vector:

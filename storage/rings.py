@@ -9,6 +9,7 @@ from storage.types import ABSENT_BITS, STALE_BITS, TIME, VALUE, Bits, Ids, Label
 
 FIRST_SLOTS = 16  # a quarter of a minute at 1 s, for instances that come and go; rings that need more double
 NEVER_MS = np.iinfo(np.int64).min
+SAVED_MS = np.iinfo(np.int64).max  # no row is at or after this: everything is in a segment
 
 Columns = slice | Ids
 """Which columns of a group a batch fills: a slice where they are consecutive (no index array to read), else indices."""
@@ -19,11 +20,39 @@ class RingGroup:
 
     `times`: int64, shape (slots,), `values`: float64, shape (slots, width); row i of both belongs together. Rows
     are in ascending order of time from `_rows % slots` on once the ring is full, around the end. No time stands twice.
+
+    Rows from `open_ms` on may be in the WAL's open file only, rows from `closing_ms` on in the files that are being made
+    into segments: such rows are not overwritten. `roll` and `saved` move these marks, and so does a row that comes late.
     """
 
-    __slots__ = ("_bits", "_rows", "base", "holders", "last_ms", "owner", "room", "times", "used", "values", "width")
+    __slots__ = (
+        "_bits",
+        "_rows",
+        "base",
+        "closing_ms",
+        "holders",
+        "last_ms",
+        "late_in",
+        "open_ms",
+        "owner",
+        "room",
+        "times",
+        "used",
+        "values",
+        "whole_ms",
+        "width",
+    )
 
-    def __init__(self, owner: Labels, base: int, width: int, slots: int = FIRST_SLOTS) -> None:
+    def __init__(
+        self,
+        owner: Labels,
+        base: int,
+        width: int,
+        slots: int = FIRST_SLOTS,
+        *,
+        durable: bool = False,
+        whole_ms: int = int(NEVER_MS),
+    ) -> None:
         self.owner = owner  # the labels of the instance all these series belong to
         self.base = base  # id of column 0; column i has id base + i
         self.width = width  # columns reserved
@@ -31,7 +60,13 @@ class RingGroup:
         self.holders = 0  # open streams that declared series in here: not evicted while above 0
         self.last_ms: int = int(NEVER_MS)
         self._rows = 0  # rows ever appended; the newest is at (_rows - 1) % slots
-        self.room = slots  # rows that fit before the oldest is overwritten
+        self.room = slots  # rows that may be appended before somebody must see to more: see `make_room`
+        self.open_ms: int = int(NEVER_MS) if durable else int(SAVED_MS)
+        self.closing_ms: int = int(SAVED_MS)
+        self.late_in = -1  # the WAL's generation in which a sample came that is too old for the ring; -1: none
+        self.whole_ms = (
+            whole_ms  # from this time on no sample of these series was ever elsewhere only, but see `since_ms`
+        )
         self.times: Times = np.empty(slots, dtype=TIME)
         self.values: Matrix = np.empty((slots, width), dtype=VALUE)
         self._bits: Bits = self.values.view(np.int64)
@@ -47,6 +82,13 @@ class RingGroup:
         return min(self._rows, len(self.times))
 
     @property
+    def since_ms(self) -> int:
+        """From this time on every sample of these series is here: none was dropped, refused, or there before the ring."""
+        if self._rows <= len(self.times):
+            return self.whole_ms
+        return max(self.whole_ms, int(self.times[self._rows % len(self.times)]))
+
+    @property
     def size_bytes(self) -> int:
         """What the ring's arrays take."""
         return self.times.nbytes + self.values.nbytes
@@ -55,7 +97,7 @@ class RingGroup:
         """Put one row's samples in. `values`: float64, shape (len(columns),); ABSENT cells leave what is there.
 
         A time that a row has already is merged into that row, the later call winning. False, and nothing stored, when
-        the ring is full and the time is older than its oldest row.
+        the ring is full and the time is older than its oldest row. REQUIRES: `room`, unless the time has a row.
         """
         if time_ms > self.last_ms:
             at = self._rows % len(self.times)
@@ -84,9 +126,11 @@ class RingGroup:
         at = int(np.searchsorted(self.times[:count], time_ms))
         if self.times[at] == time_ms:
             return at
-        if not self.room:
+        if count == slots:
             if at == 0:
+                self.whole_ms = max(self.whole_ms, int(self.times[0]))
                 return -1
+            self.whole_ms = max(self.whole_ms, int(self.times[0]) + 1)
             at -= 1  # the oldest row makes room
             self.times[:at] = self.times[1 : at + 1]
             self._bits[:at] = self._bits[1 : at + 1]
@@ -94,6 +138,7 @@ class RingGroup:
             self.times[at + 1 : count + 1] = self.times[at:count]
             self._bits[at + 1 : count + 1] = self._bits[at:count]
             self._rows += 1
+        if self.room:
             self.room -= 1
         self.times[at] = time_ms
         self._bits[at] = ABSENT_BITS
@@ -103,26 +148,68 @@ class RingGroup:
         """Rotate the rows so that the oldest is at index 0; late rows are rare enough to pay for it."""
         slots = len(self.times)
         if self._rows > slots:
+            self.whole_ms = self.since_ms
             shift = -(self._rows % slots)
             if shift:
                 self.times[:] = np.roll(self.times, shift)
                 self._bits[:] = np.roll(self._bits, shift, axis=0)
             self._rows = slots
 
+    @property
+    def unsaved_ms(self) -> int:
+        """Rows from this time on may be in no segment yet."""
+        return min(self.open_ms, self.closing_ms)
+
+    @property
+    def unsaved_rows(self) -> int:
+        """How many rows may be in no segment yet."""
+        if self.unsaved_ms > self.last_ms:
+            return 0
+        return int(np.count_nonzero(self.times[: self.rows] >= self.unsaved_ms))
+
+    def roll(self) -> None:
+        """The WAL goes on in a new file: what came so far is being made into segments."""
+        self.closing_ms = self.unsaved_ms
+        self.open_ms = self.last_ms + 1 if self.last_ms > NEVER_MS else int(NEVER_MS)
+
+    def saved(self) -> None:
+        """What came before the last `roll` is in segments."""
+        self.closing_ms = int(SAVED_MS)
+
+    def make_room(self) -> bool:
+        """Give the oldest rows of a full ring free, as far as they are in segments; False when none is."""
+        self.room = len(self.times) - (self.unsaved_rows if self._rows >= len(self.times) else self._rows)
+        return self.room > 0
+
+    def extend(self, times: Times, columns: Columns, values: Matrix) -> None:
+        """Append rows at once. int64 (R,), strictly ascending and after the newest row; float64 (R, columns)."""
+        count, slots = self.rows + len(times), len(self.times)
+        if count > slots:
+            self.lengthen(max(count, 2 * slots))
+        self._unroll()
+        new = slice(self._rows, self._rows + len(times))
+        self.times[new] = times
+        self._bits[new] = ABSENT_BITS
+        self.values[new, columns] = values
+        self._rows = new.stop
+        self.room = len(self.times) - self._rows
+        self.last_ms = int(times[-1])
+
     def lengthen(self, slots: int) -> None:
         """Make room for more rows."""
         self._unroll()
-        count = self._rows
+        count = self.rows
         times, values = np.empty(slots, dtype=TIME), np.empty((slots, self.width), dtype=VALUE)
         times[:count] = self.times[:count]
         values[:count] = self.values[:count]
         self.times, self.values, self._bits = times, values, values.view(np.int64)
-        self.room = slots - count
+        self._rows, self.room = count, slots - count
 
     def shorten(self, slots: int) -> None:
         """Keep only the newest rows."""
         times, values = self.read(slice(0, self.width))
         keep = min(len(times), slots)
+        self.whole_ms = max(self.since_ms, int(times[-keep])) if keep < len(times) else self.since_ms
         self.times = np.empty(slots, dtype=TIME)
         self.values = np.empty((slots, self.width), dtype=VALUE)
         self._bits = self.values.view(np.int64)
@@ -146,6 +233,13 @@ class RingGroup:
         first = int(np.searchsorted(self.times[: self.rows], time_ms, side="right"))
         found: npt.NDArray[np.bool_] = (self._bits[first : self.rows, columns] != ABSENT_BITS).any(axis=0)
         return found
+
+    def between(self, start_ms: int, end_ms: int, columns: Columns) -> tuple[Times, Matrix]:
+        """Copies of the rows with start_ms <= time < end_ms, as `read` gives them."""
+        self._unroll()
+        times = self.times[: self.rows]
+        first, last = np.searchsorted(times, (start_ms, end_ms))
+        return times[first:last].copy(), _contiguous(self.values[first:last, columns])
 
     def at(self, columns: Columns, steps_ms: Times, lookback_ms: int) -> Matrix:
         """The newest sample at or before each step and within lookback. float64, shape (columns, T), NaN where none.

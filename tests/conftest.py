@@ -7,8 +7,12 @@ from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+settings.register_profile("house", deadline=None)  # how long an example takes says something of the machine only
+settings.load_profile("house")
 
 
 def _fail_if_skipped(report: Report) -> Report:

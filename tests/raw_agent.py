@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from agent_stub.wire import stream_pb2 as wire
 
 METHOD = "/collectord.v1.Collector/Stream"
 HEARD_S = 10.0
+RECONNECT_S = 0.1
 DRAINED = (grpc.aio.AioRpcError, asyncio.CancelledError)
 
 
@@ -73,10 +75,13 @@ class RawAgent:
         reads: bool = True,
         answers: bool = True,
         compression: grpc.Compression | None = None,
+        hears: Callable[[wire.CollectorMessage], None] = lambda _message: None,
     ) -> None:
         self.heard: list[wire.CollectorMessage] = []
+        self.over = asyncio.Event()  # the stream has ended, and everything that came was heard
         self.pings = 0
         self._answers = answers
+        self._hears = hears
         self._changed = asyncio.Event()
         self._sequence = itertools.count(1)
         self._one_write = asyncio.Lock()
@@ -94,6 +99,7 @@ class RawAgent:
             while (data := await self.call.read()) is not grpc.aio.EOF:
                 message = wire.CollectorMessage.FromString(data)
                 self.heard.append(message)
+                self._hears(message)
                 self._changed.set()
                 if message.HasField("ping"):
                     self.pings += 1
@@ -101,6 +107,7 @@ class RawAgent:
                         await self.send(pong(message.ping))
         except DRAINED:
             pass
+        self.over.set()
         self._changed.set()
 
     def next_sequence(self) -> int:
@@ -159,6 +166,99 @@ class RawAgent:
         self.call.cancel()
         if self._reader is not None:
             await asyncio.wait([self._reader])
+
+
+class ResendingAgent:
+    """An agent as the contract wants it: what is not acknowledged is kept, and said again on every new stream, in order.
+
+    `address()`: where the collector is now, asked before each stream. `hears`: is told everything that is heard.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        declarations: wire.AgentMessage,
+        address: Callable[[], str],
+        hears: Callable[[wire.CollectorMessage], None] = lambda _message: None,
+    ) -> None:
+        self.instance = instance
+        self.held: dict[int, bytes] = {}  # by sequence, ascending
+        self.streams = 0
+        self.is_open = False
+        self._declarations = declarations
+        self._address = address
+        self._hears = hears
+        self._started_ms = now_ms()
+        self._greatest = 0
+        self._unsaid: deque[int] = deque()  # on this stream
+        self._stir = asyncio.Event()
+        self._leaving = False
+
+    def say(self, message: wire.AgentMessage) -> None:
+        """A new durable message, with its sequence."""
+        self._greatest = message.sequence
+        self.held[message.sequence] = message.SerializeToString()
+        self._unsaid.append(message.sequence)
+        self._stir.set()
+
+    async def run(self) -> None:
+        """Stream after stream, until cancelled."""
+        while True:
+            with suppress(AssertionError):  # no welcome
+                await self._stream()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _stream(self) -> None:
+        self.streams += 1
+        self._leaving = False
+        async with grpc.aio.insecure_channel(self._address(), [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            agent = RawAgent(channel, hears=self._hear)
+            first = next(iter(self.held), self._greatest + 1)
+            said = hello(
+                self.instance,
+                start_time_unix_ms=self._started_ms,
+                connection=self.streams,
+                first_held_sequence=first,
+            )
+            try:
+                await agent.send(said)
+                await agent.until(lambda: self.is_open or agent.over.is_set(), "welcome")
+                if self.is_open:
+                    await self._talk(agent)
+            finally:
+                self.is_open = False
+                await agent.close()
+
+    async def _talk(self, agent: RawAgent) -> None:
+        await agent.send(self._declarations)
+        self._unsaid = deque(self.held)
+        over = asyncio.create_task(agent.over.wait())
+        over.add_done_callback(lambda _: self._stir.set())
+        while not agent.over.is_set() and not self._leaving:
+            self._stir.clear()
+            while self._unsaid and not agent.over.is_set() and not self._leaving:
+                data = self.held.get(self._unsaid.popleft())
+                if data is not None:  # else it was acknowledged meanwhile
+                    await agent.send(data)
+            if not agent.over.is_set() and not self._leaving:
+                await self._stir.wait()
+        if self._leaving:
+            await agent.send(wire.AgentMessage(goodbye=wire.Goodbye(kind=wire.GOODBYE_KIND_RECONNECT)))
+            await agent.call.done_writing()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARD_S):
+                    await agent.over.wait()
+        over.cancel()
+
+    def _hear(self, message: wire.CollectorMessage) -> None:
+        self._hears(message)
+        for span in [*message.welcome.received, *message.ack.ranges]:
+            for sequence in [held for held in self.held if span.first <= held <= span.last]:
+                del self.held[sequence]
+        self.is_open |= message.HasField("welcome")
+        if message.HasField("drain"):
+            self._leaving = True
+            self._stir.set()
 
 
 def pong(ping: wire.Ping, **fields: Any) -> wire.AgentMessage:

@@ -16,6 +16,7 @@ from agent_stub.conversation import (
     State,
     Welcomed,
 )
+from agent_stub.durable import Durable
 from agent_stub.wire import stream_pb2 as pb
 
 LIMIT_BYTES = 1 << 20
@@ -324,3 +325,48 @@ def test_a_message_over_the_collectors_limit_is_dropped_and_counted_instead_of_e
     assert durable(said(talk)) == [2]
     assert talk.totals.drops[pb.DROP_REASON_INVALID].samples == 10_000
     assert talk.pending_messages == 1
+
+
+def read_back(talk: AgentConversation, first: int, last: int, size_bytes: int) -> None:
+    """What was on disk since an earlier stream comes back to memory."""
+    items = []
+    for sequence in range(first, last + 1):
+        counts = Counts(samples=1)
+        talk.pending.held.add(sequence, counts)
+        items.append(Durable(sequence, b"x" * size_bytes, counts))
+    talk.pending.restore(talk.pending.read_to, first, last, items)
+
+
+def backlog_bytes(talk: AgentConversation, now_s: float) -> int:
+    """How much of a backlog it says until it asks for acks."""
+    said_bytes = 0
+    while (data := talk.next_backlog(now_s)) is not None and data[:1] == b"x":
+        said_bytes += len(data)
+    assert data is not None
+    assert pb.AgentMessage.FromString(data).WhichOneof("body") == "self_report"
+    assert talk.next_backlog(now_s) is None
+    return said_bytes
+
+
+def test_of_a_backlog_so_much_is_under_way_as_is_acked_soon() -> None:
+    talk = open_talk()
+    said(talk)
+    read_back(talk, 1, 20_000, 1024)
+    under_way = []
+    for ack_after_s in [0.01] * 8 + [0.2] * 2 + [1.0] * 8:
+        under_way.append(backlog_bytes(talk, 100.0))
+        hear(talk, ack=pb.Ack(ranges=[pb.SequenceRange(first=1, last=talk.pending.newest_in_flight)]))
+        talk._measure_flight(100.0 + ack_after_s)
+    kib = [size // 1024 for size in under_way]
+    assert kib == [32, 64, 128, 256, 512, 1024, 1024, 1024, 1024, 1024, 1024, 512, 256, 128, 64, 32, 32, 32]
+
+
+def test_a_pause_and_a_goodbye_hold_a_backlog_back() -> None:
+    talk = open_talk()
+    said(talk)
+    read_back(talk, 1, 3, 10)
+    hear(talk, 10.0, throttle=pb.Throttle(pause_ms=5000))
+    assert talk.next_backlog(14.0) is None
+    assert talk.next_backlog(15.0) is not None
+    talk.goodbye(pb.GOODBYE_KIND_EXIT, "")
+    assert talk.next_backlog(15.0) is None

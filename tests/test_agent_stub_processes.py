@@ -32,6 +32,7 @@ class Agent:
         file = tmp_path / "agent.py"
         file.write_text(textwrap.dedent(script).replace("{endpoint}", endpoint))
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("COLLECTORD_", "OTEL_", "GRPC_"))}
+        inherited["COLLECTORD_SPOOL_DIR"] = str(tmp_path / "spool")
         self.process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", str(file)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**inherited, **(environment or {})},

@@ -9,7 +9,7 @@ from bench import report
 from bench.__main__ import main
 from bench.catalogue import BENCHES
 
-NAMES = ["stub", "ring", "ingest", "fleet", "freshness", "page"]
+NAMES = ["stub", "ring", "storage", "ingest", "disk", "memory", "recovery", "fleet", "freshness", "page"]
 
 
 def test_list_names_every_bench(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +33,7 @@ def test_no_name_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "stub" in capsys.readouterr().err
 
 
+STAGES = ("rings", "wal_lists", "wal_encode", "wal_sync", "wal_read", "order", "segment", "whole")
 QUICK = {
     "stub": {
         ("counter", "ns_per_call"),
@@ -41,27 +42,43 @@ QUICK = {
         ("overhead", "rss_above_grpc_mb"),
     },
     "ring": {("append 10", "rows_per_s"), ("append 10000", "samples_per_s"), ("matrix 1000x60", "cells_per_s")},
-    "ingest": {(case, "samples_per_cpu_s") for case in ("100", "1000", "10000")},
+    "storage": {
+        *((f"write {width}", f"{stage}_ns_per_sample") for width in (100, 1000) for stage in STAGES),
+        ("day, metric", "select_ms"),
+        ("day, agent", "select_ms"),
+    },
+    "ingest": {(case, figure) for case in ("100", "1000", "10000") for figure in ("samples_per_cpu_s", "ack_p99_ms")},
+    "disk": {
+        (case, figure)
+        for case in ("realistic", "gauges", "random", "sparse", "irregular", "histograms")
+        for figure in ("bytes_per_sample", "rollup_bytes_per_sample")
+    },
+    "memory": {("5000", "rss_bytes_per_series"), ("5000", "rss_mb")},
+    "recovery": {("10000", "ready_s"), ("10000", "first_answer_s"), ("10000", "replayed_samples_per_s")},
     "fleet": {("20", "server_cpu_percent"), ("20", "memory_per_connection_kb"), ("20", "ping_rtt_p99_ms")},
     "freshness": {("default", "visible_p50_ms"), ("default", "visible_p99_ms")},
     "page": {("20", "first_contentful_paint_ms"), ("20", "longest_task_ms")},
 }
+PEERS = {
+    "stub": {"prometheus_client", "opentelemetry"},
+    "memory": {"victoriametrics", "prometheus"},
+    "recovery": {"victoriametrics", "prometheus"},
+}
+OURS_ALONE = {"cpu_percent", "rss_above_grpc_mb", "first_answer_s", "replayed_samples_per_s"}  # or not of every peer
 MAY_BE_ZERO = {"longest_task_ms", "cpu_percent"}  # below what a quick run can see
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_writes_its_rows_and_a_picture(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "OUT", tmp_path / "out")
-    peers = ["--peers"] if name == "stub" else []
+    peers = ["--peers"] if name in PEERS else []
     assert main([name, "--quick", "--agents", "20", *peers, "--json", str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["bench"] for row in rows} == {name}
     assert QUICK[name] <= {(row["case"], row["figure"]) for row in rows}
-    if peers:
-        assert all(
-            row["peers"].keys() == {"prometheus_client", "opentelemetry"} for row in rows if row["case"] != "overhead"
-        )
     for row in rows:
+        if row["figure"] not in OURS_ALONE:
+            assert row["peers"].keys() == PEERS.get(name, set())
         assert set(row) == {"bench", "case", "figure", "unit", "median", "spread", "peers", "ratios"}
         assert row["median"] > 0 or row["figure"] in MAY_BE_ZERO
     assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000

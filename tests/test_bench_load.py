@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import workload
 from bench.collector import Collector
 from bench.commands import LoadProcess
 from bench.machine import BenchError, metric_sum, running
@@ -38,6 +39,48 @@ def test_every_sample_of_a_flood_arrives_and_is_acknowledged(collector: Collecto
         assert collector.dropped() == 0
         load.do("close")
         assert {row["state"] for row in collector.json("/api/agents")} <= {"stopped", "live"}
+
+
+def test_rows_are_as_many_as_asked_for_and_steps_apart(collector: Collector, tmp_path: Path) -> None:
+    with running(load_process(collector, tmp_path, "--series", "30", "--steps", "7", "--back-s", "900")) as load:
+        load.do("connect")
+        load.do("declare")
+        rows = load.do("rows", count=40, step_ms=10_000)
+        assert rows["samples"] == AGENTS * 30 * 40
+        assert collector.samples() == AGENTS * 30 * 41
+        for index in range(AGENTS):
+            _, instance, _ = workload.agent_name(index)
+            expected = workload.make_values(AGENTS, 30, 7)[index, 41 % 7, 25]
+            assert collector.latest(instance, "bench_size_25_bytes") == expected
+            detail = collector.json(f"/api/agents/{instance}/latest?metric=bench_size_25_bytes")
+            assert detail["samples"][0]["time_ms"] == rows["last_ms"]
+        assert collector.latest("bench-00099", "bench_size_25_bytes") is None
+        load.do("close")
+
+
+def test_a_probe_hears_of_every_message_that_it_is_safe(collector: Collector, tmp_path: Path) -> None:
+    arguments = ("--grpc", collector.grpc, "--index", str(AGENTS), "--series", str(SERIES))
+    with running(LoadProcess("bench.probe", *arguments, core=0, log=tmp_path / "probe.log")) as probe:
+        assert probe.do("declare") == {"samples": SERIES}
+        seen = probe.do("probe", seconds=0.5)
+        assert seen["samples"] == 20 * SERIES
+        assert 0 < seen["ack_ms"]["p50"] <= seen["ack_ms"]["p99"] <= seen["ack_ms"]["max"]
+        assert collector.samples() == 21 * SERIES
+        collector.stop()
+        with pytest.raises(BenchError, match="the probe's stream"):
+            probe.do("probe", seconds=0.1)
+
+
+def test_a_settled_collector_has_everything_in_segments(tmp_path: Path) -> None:
+    with running(Collector(tmp_path, core=0, settings={"COLLECTORD_STORAGE_FLUSH_S": "0.5"})) as collector:
+        collector.wait_ready()
+        with running(load_process(collector, tmp_path, "--series", str(SERIES))) as load:
+            load.do("connect")
+            load.do("declare")
+            load.do("rows", count=10, step_ms=1000)
+            collector.settle()
+            assert collector.in_segments() >= AGENTS * SERIES * 11
+            load.do("close")
 
 
 def test_paced_agents_answer_pings(collector: Collector, tmp_path: Path) -> None:

@@ -8,7 +8,17 @@ import pytest
 
 from bench.commands import LoadProcess, obey
 from bench.fleet import histogram_quantile
-from bench.machine import BenchError, Child, describe, metric_sum, running, wait_until
+from bench.machine import (
+    BenchError,
+    Child,
+    describe,
+    directory_bytes,
+    metric_sum,
+    peak_bytes,
+    running,
+    wait_idle,
+    wait_until,
+)
 
 METRICS = """# HELP got samples
 # TYPE got counter
@@ -68,7 +78,7 @@ def test_a_load_process_passes_its_errors_on(tmp_path: Path) -> None:
     with running(process):
         with pytest.raises(BenchError, match="ConnectionRefusedError"):
             process.do("declare")
-        with pytest.raises(BenchError, match="expected one of declare, flood, close"):
+        with pytest.raises(BenchError, match="expected one of declare, flood, rows, close"):
             process.do("dance")
 
 
@@ -112,3 +122,44 @@ def test_what_was_counted_before_is_left_out() -> None:
 def test_a_histogram_without_observations_is_an_error(text: str, reason: str) -> None:
     with pytest.raises(BenchError, match=reason):
         histogram_quantile(text, "h", 0.5)
+
+
+BUSY = "import time\nwhile time.process_time() < {busy_s}: pass\ntime.sleep(60)"
+
+
+def test_idle_is_waited_for(tmp_path: Path) -> None:
+    with running(sleeper(tmp_path, BUSY.format(busy_s=1.2))) as child:
+        wait_idle(child, timeout_s=30)
+        assert child.usage().cpu_s >= 1.1
+
+
+def test_a_child_that_does_not_come_to_rest_is_an_error(tmp_path: Path) -> None:
+    with (
+        running(sleeper(tmp_path, BUSY.format(busy_s=60))) as child,
+        pytest.raises(BenchError, match=r"of a core after 0.1 s, expected it idle"),
+    ):
+        wait_idle(child, timeout_s=0.1)
+
+
+def test_the_peak_of_memory_outlives_its_use(tmp_path: Path) -> None:
+    code = "import time; x = bytearray(100 << 20); x[::4096] = bytes(len(x[::4096])); del x; print('freed', flush=True); time.sleep(60)"
+    with running(sleeper(tmp_path, code)) as child:
+        wait_until(lambda: "freed" in child.tail(), child, timeout_s=20, what="the end of the allocation")
+        assert peak_bytes(child) > 100 << 20 > child.usage().rss_bytes
+
+
+def test_a_killed_child_has_no_time_for_a_goodbye(tmp_path: Path) -> None:
+    code = "import atexit, time; atexit.register(print, 'goodbye'); print('here', flush=True); time.sleep(60)"
+    with running(sleeper(tmp_path, code)) as child:
+        wait_until(lambda: "here" in child.tail(), child, timeout_s=20, what="its first word")
+        child.kill()
+        assert child.process.returncode == -9
+        assert "goodbye" not in child.tail()
+
+
+def test_a_directorys_bytes_are_those_of_all_files_below(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one").write_bytes(bytes(5))
+    (tmp_path / "two").write_bytes(bytes(7000))
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert directory_bytes(tmp_path) == 7005

@@ -7,7 +7,8 @@ from agent_stub.wire import stream_pb2 as wire
 from collectord.config import Config
 from collectord.derived import STATES, Derived
 from collectord.fleet import SUPERSEDED_S, Agent, Fleet
-from storage.head import Head
+from storage.settings import StoreSettings
+from storage.store import Store
 from storage.types import labels_of
 
 NOW_MS = 1_700_000_000_000
@@ -17,8 +18,9 @@ class House:
     """A fleet and its clock."""
 
     def __init__(self) -> None:
-        self.head = Head(16 << 20, 100, 100_000)
-        self.fleet = Fleet(Config(), self.head)
+        self.store = Store.in_memory(StoreSettings(memory_bytes=16 << 20, slots=100, series_limit=100_000))
+        self.head = self.store.head
+        self.fleet = Fleet(Config(), self.store)
         self.now_s = 1000.0
 
     @property
@@ -156,8 +158,9 @@ def test_events_and_logs_keep_the_newest(house: House) -> None:
 
 
 def test_round_trips_become_a_histogram() -> None:
-    head = Head(16 << 20, 100, 100_000)
-    derived = Derived(head, labels_of({"job": "a", "instance": "i"}), {"host.name": "h"})
+    store = Store.in_memory(StoreSettings(memory_bytes=16 << 20, slots=100, series_limit=100_000))
+    head = store.head
+    derived = Derived(store, labels_of({"job": "a", "instance": "i"}), {"host.name": "h"})
     for rtt_s in (0.0004, 0.003, 3.0):
         derived.round_trip(rtt_s, 0.25, 1.5)
     derived.write(NOW_MS, "live")

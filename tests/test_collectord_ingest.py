@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from agent_stub.wire import stream_pb2 as wire
+from collectord.committer import Committer
 from collectord.conversation import CollectorConversation
 from collectord.derived import DERIVED_SERIES, Derived
 from collectord.dictionary import Dictionary
 from collectord.ingest import MOST_TIMES, Ingest
-from collectord.sequences import Sequences
-from storage.head import Head
+from storage.sequences import Sequences
+from storage.settings import StoreSettings
+from storage.store import Store
 from storage.types import labels_of
 
 NOW_MS = 1_700_000_000_000
@@ -23,12 +25,14 @@ class House:
     """One stream into one head."""
 
     def __init__(self, series_limit: int = 1000) -> None:
-        self.head = Head(64 << 20, 600, 1 << 20)
-        self.derived = Derived(self.head, LABELS, {})
-        self.ingest = Ingest(self.head, 0.005, 600_000, lambda: NOW_MS)
+        self.store = Store.in_memory(StoreSettings(memory_bytes=64 << 20, slots=600, series_limit=1 << 20))
+        self.head = self.store.head
+        self.derived = Derived(self.store, LABELS, {})
+        self.committer = Committer(self.store, 0.005, lambda: NOW_MS, lambda: 0.0)
+        self.ingest = Ingest(self.store, self.committer, 600_000, 100 * 365 * 86_400_000, lambda: NOW_MS)
         self.conversation = CollectorConversation()
         self.conversation.receive(wire.AgentMessage(hello=wire.Hello()).SerializeToString())
-        self.conversation.welcome(wire.Welcome(), Sequences(), 0)
+        self.conversation.welcome(wire.Welcome(), Sequences(), Sequences(), 0)
         self.conversation.take()
         self.dictionary = Dictionary(self.head, LABELS, series_limit)
         self.samples = self.dropped = self.sequence = 0
@@ -51,7 +55,7 @@ class House:
         self.ingest.batch(self, body, sequence, data)
 
     def ticked(self) -> "House":
-        self.ingest.tick()
+        self.committer.tick()
         return self
 
     def value(self, metric: str, **labels: str) -> float:
@@ -345,7 +349,7 @@ async def test_a_hundred_thousand_series_leave_no_more_than_the_limit(house: Hou
 async def test_a_tick_comes_by_itself(house: House) -> None:
     house.gauges(1)
     house.send(refs=[1], values=[1.0])
-    while not house.ingest.ticks:
+    while not house.committer.ticks:
         await asyncio.sleep(0)
     assert house.acked() == [(1, 1)]
 

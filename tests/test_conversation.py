@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent_stub.conversation import AgentConversation, Pinged, ProtocolError, Refused, Violated
 from agent_stub.wire import stream_pb2 as wire
 from collectord.conversation import ALLOWED, MOST_VIOLATIONS, CollectorConversation, Stage
-from collectord.sequences import Sequences
+from storage.sequences import Sequences
 
 NOW_NS = 1_700_000_000_000_000_000
 REASON = wire.RefusalReason
@@ -34,7 +34,7 @@ def greeted() -> tuple[AgentConversation, CollectorConversation]:
 def greet(agent: AgentConversation, collector: CollectorConversation, received: Sequences) -> None:
     heard = collector.receive(agent.open())
     assert heard[0] == "hello"
-    collector.welcome(wire.Welcome(protocol_version=1), received, heard[1].first_held_sequence)
+    collector.welcome(wire.Welcome(protocol_version=1), received, received, heard[1].first_held_sequence)
     answer(agent, collector)
 
 
@@ -58,7 +58,7 @@ def test_a_batch_is_heard_acknowledged_and_forgotten() -> None:
     number = agent.batch(wire.Batch(time_unix_ms=1, refs=[1], values=[2.0]))
     assert heard_batches(collector, said(agent)) == [number]
     assert not agent.is_acked(number)
-    collector.applied(number)
+    collector.applied(number, number)
     collector.acknowledge()
     answer(agent, collector)
     assert agent.is_acked(number)
@@ -81,11 +81,16 @@ def test_what_was_not_acknowledged_is_said_again_and_heard_once() -> None:
     agent.lost()
     second = CollectorConversation()
     heard = second.receive(agent.open())
-    second.welcome(wire.Welcome(), Sequences(), heard[1].first_held_sequence)
+    second.welcome(wire.Welcome(), Sequences(), Sequences(), heard[1].first_held_sequence)
     answer(agent, second)
     second.received = received  # as if Welcome had crossed with what was on its way
-    assert heard_batches(second, said(agent)) == []
+    again = [second.receive(data) for data in said(agent)]
+    assert [(what, number) for what, _, number in again if what == "again"] == [("again", number) for number in numbers]
     assert second.repeated_messages == 5
+    second.acknowledge()
+    answer(agent, second)
+    assert agent.pending_messages == 5, "heard before, but not safe yet"
+    second.applied(numbers[0], numbers[-1])
     second.acknowledge()
     answer(agent, second)
     assert agent.pending_messages == 0
@@ -214,7 +219,7 @@ def test_a_message_that_waits_does_not_grow() -> None:
     for i in range(5000):
         collector.ping(NOW_NS + i, None)
         collector.violate(wire.VIOLATION_KIND_COLUMNS, "x" * 5000) if i < MOST_VIOLATIONS else None
-        collector.applied(i + 1)
+        collector.applied(i + 1, i + 1)
     collector.acknowledge()
     assert len(collector.take() or b"") < 20_000
 
@@ -260,7 +265,7 @@ def test_every_batch_is_heard_exactly_once_however_the_stream_breaks(steps: list
     def apply() -> None:
         for sequence in waiting:
             applied_all[sequence] += 1
-            collector.applied(sequence)
+            collector.applied(sequence, sequence)
         waiting.clear()
 
     def reconnect() -> None:

@@ -214,7 +214,8 @@ def test_an_instance_that_ends_has_no_value_any_more() -> None:
     store = head()
     ids = declare(store, "a", "m", "n")
     store.append(store.plan(ids), 1000, np.array([1.0, 2.0]))
-    store.end(labels("a"), 2000)
+    for plan, time_ms, markers in store.ends(labels("a"), 2000):
+        store.append(plan, time_ms, markers)
     assert np.isnan(store.latest[ids]).all()
     assert np.isnan(store.matrix(ids, np.array([2500]), 300_000)).all()
     assert at(store, ids, 1500) == [[1.0], [2.0]]

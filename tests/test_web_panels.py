@@ -20,7 +20,7 @@ def reader_of(series: dict[tuple[str, tuple[tuple[str, str], ...]], Any], step_m
     fleet, row = FakeFleet(now_ms=NOW_MS), a_row("a", "1")
     count = len(next(iter(series.values())))
     fleet.append(row, series, NOW_MS - np.arange(count - 1, -1, -1) * 10_000)
-    return Reader(fleet.head, "1", Range(NOW_MS - 600_000, NOW_MS, step_ms))
+    return Reader(fleet.store, "1", Range(NOW_MS - 600_000, NOW_MS, step_ms))
 
 
 def test_a_steady_counter_has_a_steady_rate() -> None:
@@ -86,14 +86,14 @@ def test_another_agents_series_stay_out() -> None:
     fleet = FakeFleet(now_ms=NOW_MS)
     for instance, value in (("1", 1.0), ("2", 100.0)):
         fleet.append(a_row("a", instance), {("g", ()): [value]}, [NOW_MS])
-    ((_, values),) = Newest("g", "g").lines(Reader(fleet.head, "1", Range(NOW_MS - 10_000, NOW_MS, 10_000)))
+    ((_, values),) = Newest("g", "g").lines(Reader(fleet.store, "1", Range(NOW_MS - 10_000, NOW_MS, 10_000)))
     assert values[-1] == 1.0
 
 
 def test_an_agent_at_work_fills_its_charts() -> None:
     fleet, row = FakeFleet(now_ms=NOW_MS), a_row("a", "1")
     an_hour_of_work(fleet, row)
-    panels = {panel["id"]: panel for panel in evaluate(fleet.head, "1", range_of({}, NOW_MS))}
+    panels = {panel["id"]: panel for panel in evaluate(fleet.store, "1", range_of({}, NOW_MS))}
     assert list(panels) == [panel.id for panel in PANELS]
     assert [line["name"] for line in panels["tasks"]["lines"]] == ["plan", "search", "summarize"]
     assert [line["name"] for line in panels["latency"]["lines"]] == ["p50", "p95", "p99"]

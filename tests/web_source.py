@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.head import Head
+from storage.settings import StoreSettings
+from storage.store import Store
 from storage.types import Meta, Shape, labels_of
 from web.source import Row
 
@@ -84,7 +85,8 @@ class FakeFleet:
     """Implements `web.source.Source`."""
 
     def __init__(self, rows: Sequence[Row] = (), *, http: str = "127.0.0.1:4318", now_ms: int = START_MS) -> None:
-        self.head = Head(memory_bytes=256 << 20, slots=4096, series_limit=100_000)
+        self.store = Store.in_memory(StoreSettings(memory_bytes=256 << 20, slots=4096, series_limit=100_000))
+        self.head = self.store.head
         self.fleet: dict[str, Row] = {row["instance"]: row for row in rows}
         self.details: dict[str, dict[str, Any]] = {}
         self.clock_ms = now_ms

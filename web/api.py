@@ -52,7 +52,7 @@ class Api:
             over = range_of(request.query, self._source.now_ms())
         except ValueError as error:
             return as_error(400, str(error))
-        found = evaluate(self._source.head, instance, over)
+        found = evaluate(self._source.store, instance, over)
         return as_json({"from_ms": over.start_ms, "to_ms": over.end_ms, "step_ms": over.step_ms, "panels": found})
 
     async def latest(self, request: web.Request) -> web.Response:
@@ -61,7 +61,7 @@ class Api:
             return self._unknown(request)
         if not metric:
             return as_error(400, "metric: got none, expected a metric's name such as process_memory_usage_bytes")
-        head = self._source.head
+        head = self._source.store.head
         ids = head.select(metric, {"instance": instance})
         values, times = head.latest[ids].tolist(), head.latest_ms(ids).tolist()
         samples = [

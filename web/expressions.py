@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.functions import histogram_quantile, increase
 from storage.head import Head
+from storage.store import Store
 from storage.types import Ids, Matrix, Times, Vector
 
 RATE_WINDOW_MS = 30_000  # agents send every series at least each 10 s: three of those in each window
@@ -57,20 +58,20 @@ class Range:
 class Reader:
     """One instance's series over one range."""
 
-    head: Head
+    store: Store
     instance: str
     range: Range
 
     def ids(self, metric: str, equal: Mapping[str, str]) -> Ids:
-        return self.head.select(metric, {"instance": self.instance, **equal})[:MOST_SERIES]
+        return self.store.head.select(metric, {"instance": self.instance, **equal})[:MOST_SERIES]
 
     def newest(self, ids: Ids) -> Matrix:
         """float64, shape (N, T): each series' value at each step."""
-        return self.head.matrix(ids, self.range.steps_ms, self.range.lookback_ms)
+        return self.store.matrix(ids, self.range.steps_ms, self.range.lookback_ms)
 
     def rates(self, ids: Ids) -> Matrix:
         """float64, shape (N, T): growth a second over the window that ends at each step."""
-        matrix = self.head.matrix(ids, self.range.with_window(), self.range.lookback_ms)
+        matrix = self.store.matrix(ids, self.range.with_window(), self.range.lookback_ms)
         return windowed_rate(matrix, self.range.window_steps, self.range.step_ms / 1000)
 
 
@@ -90,7 +91,7 @@ class Newest:
     def lines(self, reader: Reader) -> Iterator[Line]:
         ids = reader.ids(self.metric, {})
         if len(ids):
-            yield from grouped(reader.head, ids, reader.newest(ids), self.by, self.name)
+            yield from grouped(reader.store.head, ids, reader.newest(ids), self.by, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Rate:
     def lines(self, reader: Reader) -> Iterator[Line]:
         ids = reader.ids(self.metric, self.equal)
         if len(ids):
-            yield from grouped(reader.head, ids, reader.rates(ids) * self.scale, self.by, self.name)
+            yield from grouped(reader.store.head, ids, reader.rates(ids) * self.scale, self.by, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Quantiles:
         if not len(ids):
             return
         rates = np.nan_to_num(reader.rates(ids))
-        labels = [reader.head.labels(int(series_id)) for series_id in ids]
+        labels = [reader.store.head.labels(int(series_id)) for series_id in ids]
         bounds = np.array([float(of.get("le", "inf")) for of in labels])
         for name, members in members_by(labels, self.by)[:MOST_LINES]:
             le, place = np.unique(bounds[members], return_inverse=True)

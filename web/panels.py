@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.head import Head
+from storage.store import Store
 from web.expressions import Expression, Newest, Quantiles, Range, Rate, Reader, Share
 
 TYPICAL = (0.5, 0.95, 0.99)
@@ -121,9 +121,9 @@ def _seconds(query: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
-def evaluate(head: Head, instance: str, over: Range) -> list[dict[str, Any]]:
+def evaluate(store: Store, instance: str, over: Range) -> list[dict[str, Any]]:
     """All panels, ready for JSON; a panel without any known value has no lines."""
-    reader = Reader(head, instance, over)
+    reader = Reader(store, instance, over)
     return [_panel(panel, reader) for panel in PANELS]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from storage.head import Head
+from storage.store import Store
 
 Row = dict[str, Any]
 """One agent instance, ready for JSON. Always has:
@@ -22,7 +22,7 @@ points of 5 s, newest last), latency_spark: the same of p95_s.
 class Source(Protocol):
     """Given by the daemon; every method is quick (no I/O) and called on the event loop."""
 
-    head: Head
+    store: Store
 
     def now_ms(self) -> int:
         """The daemon's clock, Unix time in milliseconds."""

@@ -38,6 +38,30 @@ class Sequences:
         self._insert(number, number)
         return True
 
+    def add_range(self, first: int, last: int) -> None:
+        """All of first..last, inclusive, whether they were in or not."""
+        lasts = self._lasts
+        if lasts and first == lasts[-1] + 1:
+            lasts[-1] = last
+        else:
+            self._insert(first, last)
+
+    def discard(self, number: int) -> None:
+        """Take one number out again."""
+        at = bisect_right(self._firsts, number) - 1
+        if at < 0 or number > self._lasts[at]:
+            return
+        first, last = self._firsts[at], self._lasts[at]
+        left = [(a, b) for a, b in ((first, number - 1), (number + 1, last)) if a <= b]
+        self._firsts[at : at + 1] = [a for a, _ in left]
+        self._lasts[at : at + 1] = [b for _, b in left]
+
+    def copy(self) -> Sequences:
+        """The same ranges, on their own from now on."""
+        other = Sequences()
+        other._firsts, other._lasts = list(self._firsts), list(self._lasts)
+        return other
+
     def add_below(self, number: int) -> None:
         """Everything from 1 up to and without `number` counts as received: its sender no longer has it."""
         if number > 1:

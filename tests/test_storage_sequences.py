@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectord.sequences import MOST_RANGES, Sequences
+from storage.sequences import MOST_RANGES, Sequences
 
 
 def test_numbers_in_order_are_one_range() -> None:

@@ -1,0 +1,447 @@
+"""`Store`: the head, the WAL and the segments as one. What the daemon appends to, and what everybody reads from.
+
+One thread (the daemon's event loop) appends, commits and selects from the rings; `Commit.write` and `Keeper.step` run in
+threads of their own. The order of events for one sample:
+
+    append -> ring, tick's lists    take -> frame    Commit.write -> disk    committed -> may be acknowledged
+    ... the file is closed, Keeper.step -> segment, file removed    settle -> the ring may forget it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from storage.columns import Columns
+from storage.files import Files
+from storage.format import TIERS, CorruptError
+from storage.head import Head, Plan
+from storage.keeper import Keeper
+from storage.labels import LabelIndex, shape_labels, split
+from storage.matchers import Matcher
+from storage.merge import merge, steps
+from storage.recovery import DataDir, open_data_dir, unusable
+from storage.rings import NEVER_MS
+from storage.rollup import approximate
+from storage.segment_reader import Segment
+from storage.segments import SEGMENTS_DIR, WAL_DIR, SegmentSet
+from storage.sequences import Sequences
+from storage.settings import StoreSettings
+from storage.types import Ids, Labels, Matrix, Shape, Times, Vector
+from storage.wal import Commit, Wal
+from storage.wal_reader import WalFile, read_wal
+
+MOST_LABEL_INDEXES = 32  # of segments, for matchers: some 100 bytes a label pair
+MOST_DAMAGE = 100  # places remembered
+
+
+@dataclass(slots=True)
+class Selection:
+    """N series and their values at T steps."""
+
+    owners: list[Labels]  # (N,)
+    shapes: list[Shape]  # (N,)
+    steps_ms: Times  # int64, (T,)
+    matrix: Matrix  # float64, (N, T), NaN where there is no sample
+
+    def labels(self, series: int) -> dict[str, str]:
+        """All labels of one of them, the metric's name included."""
+        shape = self.shapes[series]
+        return {"__name__": shape.metric, **dict(self.owners[series]), **dict(shape.labels)}
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a start found."""
+
+    fresh: bool = True
+    unclean: bool = False
+    wal_files: int = 0
+    wal_samples: int = 0
+    wal_bytes: int = 0
+    torn_bytes: int = 0
+    lost_samples: int = 0
+    damage: list[CorruptError] = field(default_factory=list)
+
+
+class Store:
+    """See the module. Made by `open` or, without a disk, by `in_memory`."""
+
+    def __init__(self, settings: StoreSettings, *, durable: bool) -> None:
+        self.settings = settings
+        self.head = Head(settings.memory_bytes, settings.slots, settings.series_limit, durable=durable)
+        self.recovered = Recovered()
+        self.damage: list[CorruptError] = []  # the newest, whoever found it
+        self.wal: Wal | None = None
+        self.keeper: Keeper | None = None
+        self.segments: SegmentSet | None = None
+        self.on_trouble: Callable[[str, Exception], None] = lambda _what, _error: None
+        self._safe: dict[Labels, Sequences] = {}  # of a store without a WAL
+        self._idle_since: dict[Labels, int] = {}
+        self._data: DataDir | None = None
+        self._label_indexes: dict[int, tuple[LabelIndex, LabelIndex]] = {}  # by segment's number: owners, shapes
+
+    @classmethod
+    def in_memory(cls, settings: StoreSettings | None = None) -> Store:
+        """Rings only: nothing survives, and what is taken may be acknowledged at once."""
+        return cls(settings or StoreSettings(), durable=False)
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        settings: StoreSettings,
+        now_ms: int,
+        files: Files | None = None,
+        on_trouble: Callable[[str, Exception], None] = lambda _what, _error: None,
+    ) -> Store:
+        """A data directory, made if it is not there. Raises StorageError when it cannot be used: newer, locked, foreign."""
+        files = files or Files()
+        store = cls(settings, durable=True)
+        store.on_trouble = on_trouble
+        data = store._data = open_data_dir(files, directory)
+        try:
+            store._recover(files, directory, data, now_ms)
+        except BaseException as error:
+            data.close(clean=data.was_clean)
+            if isinstance(error, OSError):
+                raise unusable(directory, error) from error
+            raise
+        return store
+
+    def _recover(self, files: Files, directory: Path, data: DataDir, now_ms: int) -> None:
+        found = self.recovered
+        found.fresh, found.unclean = data.fresh, not data.fresh and not data.was_clean
+        if found.unclean:  # what the process before did not live to sync is about to count
+            for name in (SEGMENTS_DIR, WAL_DIR):
+                files.sync_dir(directory / name)
+        segments = self.segments = SegmentSet(files, directory, self.settings)
+        found.damage += segments.load()
+        self._look_at_segments()
+        wal = self.wal = Wal(files, directory, self.head.index, segments.next_number, self.head.roll)
+        missing = 0
+        for path in data.wal_files(segments.wal_done):
+            try:
+                missing += self._replay(files, data, path, wal)
+            except CorruptError as error:  # not a WAL file at all
+                found.damage.append(error)
+                data.quarantine(path)
+                continue
+            wal.closed.append(path)
+        wal.closed_bytes = found.wal_bytes
+        for path in data.older_wal_files(segments.wal_done):
+            try:
+                self._remember(read_wal(files, path), wal)
+            except CorruptError as error:
+                found.damage.append(error)
+                data.quarantine(path)
+        self.head.roll()
+        self.keeper = Keeper(files, directory, segments, self.settings, lambda: wal.closed)
+        self.keeper.on_trouble = self._note
+        self.damage += found.damage
+        self.keeper.check_space()
+        if missing:  # what memory cannot hold is in segments before anybody reads
+            self.keeper.step(now_ms)
+            self.settle(now_ms)
+
+    def _replay(self, files: Files, data: DataDir, path: Path, wal: Wal) -> int:
+        """A WAL file into the rings; returns how many samples found no room there."""
+        found = self.recovered
+        file = read_wal(files, path)
+        data.cut_tail(path, file)
+        if found.unclean:
+            with files.append(path) as unsynced:
+                unsynced.sync()
+        found.wal_files += 1
+        found.wal_bytes += files.size(path)
+        found.wal_samples += file.samples
+        found.torn_bytes += file.torn_bytes
+        found.lost_samples += file.lost_samples
+        found.damage += file.losses
+        self._remember(file, wal)
+        return self.head.load(file.columns)
+
+    @staticmethod
+    def _remember(file: WalFile, wal: Wal) -> None:
+        """What a WAL file says has been received."""
+        for labels, ranges in file.received.items():
+            wal.receivers.number(labels)
+            for first, last in ranges:
+                wal.receivers.safe[labels].add_range(first, last)
+
+    @property
+    def durable(self) -> bool:
+        """Whether there is a disk behind it."""
+        return self.wal is not None
+
+    # Writing
+
+    def append(self, plan: Plan, time_ms: int, values: Vector) -> int:
+        """Put a batch in: float64, shape (N,), in the plan's order. Returns how many samples were too late for it."""
+        if self.wal is not None:
+            self.wal.append(plan, time_ms, values)
+        return self.head.append(plan, time_ms, values)
+
+    def append_own(self, plan: Plan, time_ms: int, values: Vector) -> None:
+        """As `append`, for what nobody waits to see acknowledged: while nothing may be taken it goes into the rings only."""
+        if self.wal is not None and not (self.refusal or self.is_full):
+            self.wal.append(plan, time_ms, values)
+        self.head.append(plan, time_ms, values)
+
+    def end(self, labels: Labels, time_ms: int) -> None:
+        """Every series of an instance ends here: stale markers."""
+        for plan, at_ms, markers in self.head.ends(labels, time_ms):
+            self.append_own(plan, at_ms, markers)
+
+    def safe(self, labels: Labels) -> Sequences:
+        """Which durable messages of an instance are on disk. Kept up to date; do not change it."""
+        if self.wal is None:
+            return self._safe.setdefault(labels, Sequences())
+        self.wal.receivers.number(labels)
+        return self.wal.receivers.safe[labels]
+
+    def received(self, labels: Labels, first: int, last: int) -> None:
+        """An instance's messages first..last are appended: they are safe when the next commit is."""
+        if self.wal is None:
+            self.safe(labels).add_range(first, last)
+        else:
+            self.wal.received(labels, first, last)
+
+    def forget_idle(self, known: Collection[Labels], now_ms: int, idle_ms: int) -> None:
+        """Called now and then: what an instance sent need not be remembered when it was not among `known` for `idle_ms`."""
+        safe = self.wal.receivers.safe if self.wal is not None else self._safe
+        for labels in [labels for labels in safe if labels not in known]:
+            if now_ms - self._idle_since.setdefault(labels, now_ms) > idle_ms:
+                self._safe.pop(labels, None)
+                if self.wal is not None:
+                    self.wal.receivers.forget(labels)
+        self._idle_since = {
+            labels: at for labels, at in self._idle_since.items() if labels in safe and labels not in known
+        }
+
+    def take(self, now_ms: int) -> Commit | None:
+        """What was appended since the last time, to be written. None: nothing, or a commit is under way. Raises OSError."""
+        return self.wal.take(now_ms) if self.wal is not None else None
+
+    def committed(self, commit: Commit) -> None:
+        """REQUIRES: `commit.write` returned."""
+        if self.wal is not None:
+            self.wal.committed(commit)
+
+    def failed(self, commit: Commit) -> None:
+        """REQUIRES: `commit.write` raised. What was in it will be in the next one."""
+        if self.wal is not None:
+            self.wal.failed(commit)
+
+    def commit(self, now_ms: int) -> None:
+        """Take, write, committed: for tools and tests. Raises what `write` raised."""
+        commit = self.take(now_ms)
+        if commit is None:
+            return
+        try:
+            commit.write()
+        except Exception:
+            self.failed(commit)
+            raise
+        self.committed(commit)
+
+    def settle(self, now_ms: int) -> None:
+        """Now and then: what the background has done, and whether it is time to close the WAL's file."""
+        wal, keeper = self.wal, self.keeper
+        if wal is None or keeper is None:
+            return
+        if keeper.flushed:
+            done = list(keeper.flushed)
+            wal.flushed(done)
+            del keeper.flushed[: len(done)]  # not before: until then the background takes none of them twice
+            self._look_at_segments()
+            if not wal.closed:
+                self.head.saved()
+        elif self._crowded and not wal.began_ms and not wal.closed and wal.empty:
+            self.head.roll()  # of rows appended while nothing could be taken: no segment will ever have them
+            self.head.saved()
+        old = wal.began_ms and now_ms - wal.began_ms >= self.settings.flush_ms
+        large = wal.open_bytes >= self.settings.wal_file_bytes or (wal.began_ms and self._crowded)
+        if not wal.closed and (old or large):
+            wal.roll_wanted = True
+
+    def _look_at_segments(self) -> None:
+        raw = self.segments.all("raw") if self.segments is not None else ()
+        self.head.segments_ms = max((segment.info.max_ms + 1 for segment in raw), default=int(NEVER_MS))
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be taken now, or empty."""
+        return self.keeper.refusal if self.keeper is not None else ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the background is so far behind that appending must wait."""
+        wal = self.wal
+        return wal is not None and (
+            wal.size_bytes > self.settings.wal_bytes or (self._crowded and bool(wal.began_ms or wal.closed))
+        )
+
+    @property
+    def fullness(self) -> float:
+        """How much of the WAL's bound is taken: from 1 on appending must wait, and before that it does well to slow down."""
+        return self.wal.size_bytes / self.settings.wal_bytes if self.wal is not None else 0.0
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether the WAL's bound does not hold the rings: a row takes the whole width of its group, whatever is in it."""
+        return self.head.ring_bytes > self.settings.memory_bytes + self.settings.wal_bytes
+
+    def flush(self, now_ms: int) -> None:
+        """Everything into segments, now: for tools, benches and tests."""
+        if self.wal is None or self.keeper is None:
+            return
+        self.commit(now_ms)
+        for _ in range(2):  # the second time for what the first found closed already
+            self.wal.roll_wanted = bool(self.wal.began_ms)
+            self.commit(now_ms)
+            while self.wal.closed and self.keeper.step(now_ms):
+                self.settle(now_ms)
+            self.settle(now_ms)
+
+    def compact(self, now_ms: int) -> None:
+        """All background work there is: for tools, benches and tests."""
+        if self.keeper is not None:
+            self.keeper.finish(now_ms)
+            self.settle(now_ms)
+
+    def close(self, *, clean: bool = True) -> None:
+        """Let go of the directory. `clean`: everything was committed."""
+        if self.wal is not None:
+            self.wal.close()
+        if self.segments is not None:
+            self.segments.close()
+        if self._data is not None:
+            self._data.close(clean=clean)
+
+    # Reading
+
+    def read(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, tier: str = "raw") -> Columns:
+        """Every sample with start_ms <= time < end_ms of the series that match: of segments, WAL and rings, each once."""
+        parts = [self._read_segment(s, matchers, start_ms, end_ms) for s in self._overlapping(tier, start_ms, end_ms)]
+        if tier == "raw":
+            ids = self.head.index.match(matchers)
+            late = self.head.read_late(ids, start_ms, end_ms)
+            parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
+        return _merged(parts)
+
+    def select(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_ms: int, lookback_ms: int = 300_000
+    ) -> Selection:
+        """The newest sample of each series at or before each step (start, start + step ... up to end) and within lookback.
+
+        Before the raw samples' retention, what the rollups say: of counters the greatest value of a bucket, else its mean.
+        """
+        if step_ms <= 0 or end_ms < start_ms:
+            raise ValueError(
+                f"got start {start_ms}, end {end_ms}, step {step_ms}; expected start <= end and a step above 0"
+            )
+        at = np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64)
+        found = self.read(matchers, start_ms - lookback_ms + 1, end_ms + 1)
+        older = self._older(matchers, start_ms - lookback_ms + 1, end_ms + 1)
+        if older.series:
+            found = merge([older, found])
+        owners = [found.owners[o] for o in found.owner.tolist()]
+        shapes = [found.shapes[s] for s in found.shape.tolist()]
+        return Selection(owners, shapes, at, steps(found, at, lookback_ms))
+
+    def matrix(self, ids: Ids, steps_ms: Times, lookback_ms: int) -> Matrix:
+        """As `Head.matrix`, and from segments what the rings no longer hold, or never held. float64, shape (N, T)."""
+        if not len(steps_ms):
+            return self.head.matrix(ids, steps_ms, lookback_ms)
+        start_ms, end_ms = int(steps_ms[0]) - lookback_ms + 1, int(steps_ms[-1]) + 1
+        before_ms = min(int(self.head.since_ms(ids).max(initial=NEVER_MS)), end_ms)
+        older = self._overlapping("raw", start_ms, before_ms)
+        late = self.head.read_late(ids, start_ms, end_ms) if start_ms < before_ms else None
+        if not older and late is None:
+            return self.head.matrix(ids, steps_ms, lookback_ms)
+        names = self.head.names(ids)
+        parts = [self._read_named(segment, names, start_ms, end_ms) for segment in older]
+        parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
+        found = _merged(parts)
+        row_of = {name: row for row, name in enumerate(names)}
+        pairs = zip(found.owner.tolist(), found.shape.tolist(), strict=True)
+        rows = np.array([row_of.get((found.owners[o], found.shapes[s]), -1) for o, s in pairs], dtype=np.int64)
+        matrix = np.full((len(ids), len(steps_ms)), np.nan)
+        matrix[rows[rows >= 0]] = steps(found, steps_ms, lookback_ms)[rows >= 0]
+        return matrix
+
+    def _read_named(
+        self, segment: Segment, names: Sequence[tuple[Labels, Shape]], start_ms: int, end_ms: int
+    ) -> Columns:
+        """Of a segment what belongs to any of these owners and any of these shapes."""
+        owners, shapes = {owner for owner, _ in names}, {shape for _, shape in names}
+        try:
+            tables = segment.tables()
+            places = segment.find(
+                np.array([owner in owners for owner in tables.owners], dtype=bool),
+                np.array([shape in shapes for shape in tables.shapes], dtype=bool),
+            )
+            return segment.read(places, start_ms, end_ms, on_damage=self._damaged) if len(places) else Columns()
+        except CorruptError as error:
+            self._damaged(error)
+            return Columns()
+
+    def _older(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> Columns:
+        """Rollups of the time before the oldest raw segment."""
+        raw = self.segments.all("raw") if self.segments is not None else ()
+        end_ms = min(end_ms, min((s.info.min_ms for s in raw), default=end_ms))
+        parts = []
+        for tier in ("1h", "1m"):
+            if end_ms > start_ms and self._overlapping(tier, start_ms, end_ms):
+                parts.append(approximate(self.read(matchers, start_ms, end_ms, tier)))
+        return merge(parts) if parts else Columns()
+
+    def _overlapping(self, tier: str, start_ms: int, end_ms: int) -> Sequence[Segment]:
+        if tier not in TIERS:
+            raise ValueError(f"got tier {tier!r}, expected one of {', '.join(TIERS)}")
+        return self.segments.overlapping(tier, start_ms, end_ms) if self.segments is not None else ()
+
+    def _read_segment(self, segment: Segment, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> Columns:
+        try:
+            places = self._find(segment, matchers)
+            return segment.read(places, start_ms, end_ms, on_damage=self._damaged) if len(places) else Columns()
+        except CorruptError as error:
+            self._damaged(error)
+            return Columns()
+
+    def _damaged(self, error: CorruptError) -> None:
+        self._note("read", error)
+
+    def _note(self, what: str, error: Exception) -> None:
+        """Trouble: told each time, remembered once."""
+        if isinstance(error, CorruptError):
+            same = any(d.path == error.path and d.offset_bytes == error.offset_bytes for d in self.damage)
+            if same:
+                return
+            self.damage = [*self.damage[-MOST_DAMAGE + 1 :], error]
+        self.on_trouble(what, error)
+
+    def _find(self, segment: Segment, matchers: Sequence[Matcher]) -> Ids:
+        """Places of a segment's series that match."""
+        tables = segment.tables()
+        known = self._label_indexes.get(segment.info.number)
+        if known is None:
+            known = LabelIndex.of(tables.owners), LabelIndex.of([shape_labels(shape) for shape in tables.shapes])
+            self._label_indexes[segment.info.number] = known
+            while len(self._label_indexes) > MOST_LABEL_INDEXES:
+                del self._label_indexes[next(iter(self._label_indexes))]
+        of_owner, of_shape = split(matchers)
+        owners, shapes = np.zeros(len(tables.owners), dtype=bool), np.zeros(len(tables.shapes), dtype=bool)
+        owners[np.frombuffer(known[0].select(of_owner).to_array(), dtype=np.uint32)] = True
+        shapes[np.frombuffer(known[1].select(of_shape).to_array(), dtype=np.uint32)] = True
+        return segment.find(owners, shapes)
+
+
+def _merged(parts: Sequence[Columns]) -> Columns:
+    """Also of nothing."""
+    parts = [part for part in parts if part.series]
+    return merge(parts) if parts else Columns()
