@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from agent_stub.channel import prepare_grpc
+from agent_stub.channel import is_first, prepare_grpc
 from agent_stub.monitor import Monitor
 from agent_stub.wire import stream_pb2 as pb
 
@@ -33,6 +33,8 @@ class Hooks:
             self._installed = True
             atexit.register(self._exit)
             if hasattr(os, "register_at_fork"):
+                if is_first:  # what is registered before gRPC's handlers runs after them
+                    os.register_at_fork(before=lambda: self._each(Monitor.at_fork))
                 prepare_grpc()
                 os.register_at_fork(
                     before=lambda: self._each(Monitor.before_fork),

@@ -251,6 +251,10 @@ class Monitor:
         self._transport.before_fork()
 
     @_harmless
+    def at_fork(self) -> None:
+        self._transport.at_fork()
+
+    @_harmless
     def after_fork_in_parent(self) -> None:
         self._transport.after_fork_in_parent()
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from agent_stub import native
 from agent_stub.backlog import Backlog
-from agent_stub.channel import METHOD, open_channel
+from agent_stub.channel import METHOD, ForkGate, open_channel
 from agent_stub.conversation import AgentConversation, State
 from agent_stub.export import Exporter
 from agent_stub.heard import Drained, Event, Refused, Welcomed
@@ -70,6 +70,7 @@ class Transport:
         self._closing = False
         self._running = False
         self._forking = False
+        self._gate = ForkGate()
         self._reconnect_s: float | None = None  # a drain's hint
         self._complained = False
         self._refused: Refused | None = None
@@ -148,8 +149,13 @@ class Transport:
         self._forking = True
         self._timer_wake.set()
 
+    def at_fork(self) -> None:
+        """gRPC's threads rest by now, and need no more pulses."""
+        self._gate.shut()
+
     def after_fork_in_parent(self) -> None:
         self._forking = False
+        self._gate.open()
 
     def after_fork_in_child(self) -> None:
         """This transport is the parent's."""
@@ -246,8 +252,9 @@ class Transport:
         with self.lock:
             stream = self._stream = Stream(self.talk.open(), self.next_message)
         try:
-            self._channel = open_channel(self._settings)
-            call = self._call = self._channel.stream_stream(METHOD)(stream, metadata=metadata(self._settings))
+            with self._gate:
+                self._channel = open_channel(self._settings)
+                call = self._call = self._channel.stream_stream(METHOD)(stream, metadata=metadata(self._settings))
             native.spawn(lambda: self._read(call, stream), "agent_stub-reader")
             self._first_call.set()
             while not stream.over and not self.closed:
@@ -257,7 +264,8 @@ class Transport:
                 self._tick()
                 self._check(stream)
                 if stream.welcomed_s is not None and not self._closing:
-                    self._backlog.tick(self._channel, time.monotonic())
+                    with self._gate:
+                        self._backlog.tick(self._channel, time.monotonic())
                 if not stream.over:
                     self._timer_wake.wait(TICK_S)
         except Exception as unexpected:  # noqa: BLE001  a bad endpoint, no threads at exit, a missing file
@@ -267,20 +275,23 @@ class Transport:
 
     def _pulse(self) -> None:
         """Wakes gRPC's idle thread by a call whose deadline has passed: it fails here, and nothing goes out."""
-        self._channel.unary_unary(METHOD).future(b"", timeout=-1)
+        with self._gate:
+            self._channel.unary_unary(METHOD).future(b"", timeout=-1)
         native.sleep(PULSE_S)
 
     def _end(self, stream: Stream) -> None:
         stream.end("closed")
-        self._backlog.end()
+        with self._gate:
+            self._backlog.end()
         with self.lock:
             self._stream = None
             self.talk.lost()
         call, channel, self._call, self._channel = self._call, self._channel, None, None
-        if call is not None:
-            call.cancel()
-        if channel is not None:
-            channel.close()
+        with self._gate:
+            if call is not None:
+                call.cancel()
+            if channel is not None:
+                channel.close()
         if stream.welcomed_s is not None and time.monotonic() - stream.welcomed_s >= STEADY_S:
             self._backoff.reset()
         self._refused = stream.refused

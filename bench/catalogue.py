@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import disk, fleet, freshness, ingest, memory, page, recovery, ring, storage, stub
+from bench import disk, fleet, freshness, ingest, memory, page, recovery, ring, storage, stream, stub
 from bench.harness import Bench
 from bench.machine import BenchError
 
@@ -12,6 +12,7 @@ BENCHES = (
         "what recording costs an agent: ns a call, CPU and memory (peers: prometheus_client, OpenTelemetry)",
         stub.run,
     ),
+    Bench("stream", "what a message costs the gRPC server (peer: grpc.aio)", stream.run),
     Bench("ring", "rows into the rings, a second's read of them, and the vectorised functions", ring.run),
     Bench(
         "storage", "the write path without gRPC by stage, and a day of 20,000 series read as one matrix", storage.run

@@ -8,6 +8,7 @@ stops the agents.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -21,11 +22,31 @@ from storage.format import StorageError
 from storage.store import Store
 from storage.wal import Commit
 
-MOST_PAUSE_S = 0.05  # at a WAL that is all but full; at one that is half full none
+MOST_SHARE_BYTES = 1 << 16  # that a stream may write in one turn, with a WAL that is half full; the fuller, the less
 RETRY_S = 1.0  # after a commit that failed
 MOST_UNSAFE_BYTES = 64 << 20  # in the tick's lists; the WAL's own bound is beside it
 
 log = structlog.get_logger("commit")
+
+
+class Turn:
+    """What one stream has written lately. While the background is behind, streams write in turns: one message at least, so
+    that who has little to say never waits for those who flood.
+    """
+
+    __slots__ = ("_bytes", "_ends_s")
+
+    def __init__(self) -> None:
+        self._ends_s = -math.inf
+        self._bytes = 0
+
+    def rest_s(self, now_s: float, size_bytes: int, share_bytes: int, turn_s: float) -> float:
+        """How long to wait before a message is written, which is counted now: to the turn's end once the share is used up."""
+        wait_s = self._ends_s - now_s if self._ends_s > now_s and self._bytes >= share_bytes else 0.0
+        if self._ends_s <= now_s + wait_s:
+            self._ends_s, self._bytes = now_s + wait_s + turn_s, 0
+        self._bytes += size_bytes
+        return wait_s
 
 
 class BatchStream(Protocol):
@@ -49,9 +70,7 @@ class Committer:
         self.latency = Distribution()  # from the first message of a commit to its end, seconds
         self.error = ""  # why the last commit failed, or empty
         self.full = False  # nothing more may be written now: wait for `room`
-        self.pause_s = (
-            0.0  # that each stream rests after a batch, so that the background keeps up and nobody waits long
-        )
+        self.share_bytes: int | None = None  # that a stream may write in one turn; None: as much as it likes
         self._store = store
         self._tick_s = tick_s
         self._now_ms = now_ms
@@ -179,7 +198,8 @@ class Committer:
         """Whether writing may go on."""
         self._store.settle(self._now_ms())
         self.full = self._store.is_full
-        self.pause_s = MOST_PAUSE_S * max(0.0, min(1.0, 2 * self._store.fullness - 1.0))
+        left = 2 * (1.0 - self._store.fullness)  # of the second half of the WAL's bound
+        self.share_bytes = None if left >= 1.0 else int(MOST_SHARE_BYTES * max(left, 0.0) ** 3)
         if not self.full:
             self._room.set()
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import structlog
 from aiohttp import web as http
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from agent_stub.wire import stream_pb2 as wire
 from collectord.committer import Committer
@@ -24,6 +23,7 @@ from collectord.config import Config, parse_address
 from collectord.figures import FleetFigures
 from collectord.fleet import Fleet
 from collectord.heartbeat import Heartbeat
+from collectord.http2 import Server
 from collectord.ingest import Ingest
 from collectord.keeping import Keeping, open_store
 from collectord.selfmetrics import SelfMetrics
@@ -35,6 +35,7 @@ from web.app import make_app
 SWEEP_S = 1.0
 EVICT_EVERY_SWEEPS = 30
 HTTP_GRACE_S = 1.0
+SPARE_CONNECTIONS = 1000  # beside the agents' and their backlogs': probes, command lines, agents that come back
 # A steady stream of batches makes no cyclic garbage, and looking for it costs 60 ms a second with 5,000 agents, a full
 # collection 500 ms. Only streams that end leave cycles (their tasks and contexts): collected when enough of them ended.
 GC_THRESHOLDS = (50_000, 20, 1_000_000)
@@ -73,6 +74,7 @@ class Daemon:
         self.service = StreamService(config, self.fleet, self.ingest, self.committer, uuid.uuid4().hex, now_ns)
         self.heartbeat = Heartbeat(config, self.service, now_ns)
         self.service.on_welcome = self.heartbeat.join
+        self.server = self._make_server()
         self.figures = FleetFigures(self.head)
         self.metrics = SelfMetrics(self)
         self.view = View(self)
@@ -83,12 +85,12 @@ class Daemon:
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str, str], None]) -> None:
         """Serve until `stop`; then drain the agents, then end. `on_ready` gets both addresses, ports resolved."""
-        server, health = self._make_server()
+        health = self._add_services()
         runner = http.AppRunner(make_app(self.view), access_log=None, shutdown_timeout=HTTP_GRACE_S)
         await runner.setup()
         tasks: list[asyncio.Task[None]] = []
         try:
-            await self._listen(server, runner)
+            await self._listen(runner)
             self.keeping.start()
             tasks = [self._start(self.heartbeat.run(), "heartbeat"), self._start(self._sweep(), "sweep")]
             gc.freeze()  # what was made so far stays: collections need not look at it again
@@ -100,38 +102,35 @@ class Daemon:
         finally:
             for task in tasks:
                 task.cancel()
-            await server.stop(grace=0)
+            await self.server.stop()
             await runner.cleanup()
             await self.committer.close()
             await self.keeping.stop()
             self.store.close(clean=not self.committer.error)
 
-    def _make_server(self) -> tuple[grpc.aio.Server, grpc_health.aio.HealthServicer]:
+    def _make_server(self) -> Server:
         limits = self.config.limits
-        server = grpc.aio.server(
-            options=[
-                # Twice the limit: up to there a stream that breaks it is told so by name; beyond, gRPC ends it unread.
-                ("grpc.max_receive_message_length", 2 * limits.message_bytes),
-                ("grpc.http2.max_frame_size", 1 << 20),  # a large batch in one frame: fewer pieces to put together
-                ("grpc.so_reuseport", 0),  # a second daemon on the port is an error, not a share
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
+        # Messages of twice the limit: up to there a stream that breaks it is told so by name; beyond, its call ends unread.
+        return Server(
+            most_message_bytes=2 * limits.message_bytes, most_connections=2 * limits.agents + SPARE_CONNECTIONS
         )
+
+    def _add_services(self) -> grpc_health.aio.HealthServicer:
+        server = self.server
         server.add_generic_rpc_handlers((self.service,))
         health = grpc_health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        return server, health
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        return health
 
-    async def _listen(self, server: grpc.aio.Server, runner: http.AppRunner) -> None:
+    async def _listen(self, runner: http.AppRunner) -> None:
+        address = parse_address(self.config.grpc.listen)
         try:
-            port = server.add_insecure_port(self.config.grpc.listen)
-        except RuntimeError as error:
+            port = await self.server.listen(address.host, address.port)
+        except OSError as error:
             raise StartError(_cannot_listen("grpc.listen", self.config.grpc.listen, "--grpc")) from error
         self.grpc_address = f"{_host(self.config.grpc.listen)}:{port}"
-        await server.start()
         address = parse_address(self.config.http.listen)
         site = http.TCPSite(runner, address.host, address.port)
         try:

@@ -114,6 +114,10 @@ class SelfMetrics(Collector):
         yield _counter("collectord_streams_broken", "streams that ended without goodbye or refusal", service.broken)
         yield _counter("collectord_messages", "messages from agents", service.messages)
         yield _counters("collectord_violations", "messages against the contract", "kind", service.violations)
+        server = self._daemon.server
+        faults = {kind: count for kind, count in server.counts.items() if kind not in ("connections", "calls")}
+        yield _gauge("collectord_http2_connections", "open connections of gRPC clients", len(server.protocols))
+        yield _counters("collectord_http2_faults", "connections and calls that broke a rule or a bound", "kind", faults)
         yield _counter("collectord_pings", "pings sent", heartbeat.pings)
         yield _counter("collectord_polls", "polls sent", heartbeat.polls)
         yield _counter("collectord_agent_crashes", "instances that vanished without goodbye", fleet.crashes)

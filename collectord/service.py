@@ -1,4 +1,4 @@
-"""The gRPC service: one coroutine a stream, raw bytes both ways, a writer only while something waits to be written."""
+"""The gRPC service: one coroutine a stream, raw bytes both ways, a writer's task only while a message has to wait."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import grpc
 import structlog
 
 from agent_stub.wire import stream_pb2 as wire
-from collectord.committer import Committer
+from collectord.committer import Committer, Turn
 from collectord.config import Config
 from collectord.conversation import PROTOCOL_VERSION, CollectorConversation, Stage
 from collectord.dictionary import Dictionary
 from collectord.distribution import Distribution
 from collectord.fleet import Agent, Fleet
+from collectord.http2.context import Context
 from collectord.ingest import Ingest
 
 METHOD = "/collectord.v1.Collector/Stream"
 OVERLOAD_RETRY_MS = 10_000
 GOODBYE_S = 1.0  # for a refusal to be written, and again for its status
+TURN_S, TURNS_A_SECOND = 0.02, 10_000  # of one stream at least, of all streams together at most
 PAUSE_S = 10.0  # that agents are asked for while nothing can be taken
 MOST_ATTRIBUTES, MOST_EVENTS_A_MESSAGE = 128, 1000  # as the contract says
 
@@ -59,11 +61,12 @@ class Stream:
         "next_poll_s",
         "samples",
         "served_s",
+        "turn",
         "was_cut",
         "writing_since_s",
     )
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, context: Context) -> None:
         self.conversation = CollectorConversation()
         self.samples = 0
         self.dropped = 0
@@ -71,6 +74,7 @@ class Stream:
         self.flush_interval_ms = 0  # as the agent was told last
         self.next_poll_s = 0.0
         self.served_s = 0.0  # monotonic, of the newest ping
+        self.turn = Turn()
         self.writing_since_s: float | None = None  # monotonic, while a write is under way
         self.agent: Agent
         self.dictionary: Dictionary
@@ -86,14 +90,17 @@ class Stream:
 
     def wake(self) -> None:
         """Write what there is to say, unless a writer is at it already."""
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+        while self._writer is None and (data := self.conversation.take()) is not None:
+            if not self._context.write_now(data):
+                self._writer = asyncio.get_running_loop().create_task(self._write(data))
 
-    async def _write(self) -> None:
+    async def _write(self, data: bytes | None) -> None:
+        """From a message on that has to wait."""
         try:
-            while (data := self.conversation.take()) is not None:
+            while data is not None:
                 self.writing_since_s = time.monotonic()
                 await self._context.write(data)
+                data = self.conversation.take()
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the stream is over; its reader learns that by itself
         finally:
@@ -160,7 +167,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         """How often each agent is pinged: at most 1,000 pings a second, because a write is dear."""
         return max(self._config.health.ping_interval_s, len(self.streams) / 1000)
 
-    async def _stream(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _stream(self, _: AsyncIterator[bytes], context: Context) -> None:
         stream = Stream(context)
         why = "the stream was cut"
         try:
@@ -176,7 +183,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.ended += 1
             self._leave(stream, why)
 
-    async def _greet(self, stream: Stream, context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+    async def _greet(self, stream: Stream, context: Context) -> bool:
         """Hear Hello and answer it; False when the stream is refused or gone."""
         conversation, limits = stream.conversation, self._config.limits
         try:
@@ -280,7 +287,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
                 "make a new uid for every process",
             )
 
-    async def _hear(self, stream: Stream, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    async def _hear(self, stream: Stream, context: Context) -> str:
         """Until the stream ends; returns why it did."""
         read, receive, batch = context.read, stream.conversation.receive, self._ingest.batch
         conversation, agent, now, committer = stream.conversation, stream.agent, time.monotonic, self._committer
@@ -297,8 +304,8 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
             what, body, sequence = receive(data)
             agent.last_seen_s = arrived_s = now()
             if what == "batch":
-                if committer.pause_s or committer.full:
-                    await self._room(conversation, sequence)
+                if committer.share_bytes is not None or committer.full:
+                    await self._room(stream, sequence, len(data))
                 if self.refusal or stream.discarded:
                     self._discard(stream, sequence)
                 else:
@@ -309,14 +316,17 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._count_violations(stream)
         return ""
 
-    async def _room(self, conversation: CollectorConversation, sequence: int) -> None:
-        """Wait until writing goes on. A stream that ends meanwhile has not had this message."""
+    async def _room(self, stream: Stream, sequence: int, size_bytes: int) -> None:
+        """Wait for the background. A stream that ends meanwhile has not had this message."""
         try:
-            await asyncio.sleep(self._committer.pause_s)
+            share_bytes = self._committer.share_bytes
+            if share_bytes is not None:
+                turn_s = max(TURN_S, len(self.streams) / TURNS_A_SECOND)
+                await asyncio.sleep(stream.turn.rest_s(time.monotonic(), size_bytes, share_bytes, turn_s))
             if self._committer.full:
                 await self._committer.room()
         except asyncio.CancelledError:
-            conversation.unreceive(sequence)
+            stream.conversation.unreceive(sequence)
             raise
 
     def _take(self, stream: Stream, what: str, body: Any, sequence: int, now_s: float) -> None:
@@ -425,7 +435,7 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
         stream.conversation.new_violations.clear()
         stream.wake()
 
-    async def _end_refused(self, stream: Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _end_refused(self, stream: Stream, context: Context) -> None:
         reason = stream.conversation.refused
         if not reason:
             await stream.flush()

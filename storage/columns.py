@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from storage.merge import (
+from storage.merge import key_of, merge
+from storage.passes import (
     Mask,
     Numbers,
     Places,
@@ -22,8 +23,6 @@ from storage.merge import (
     gathered,
     group_starts,
     in_use,
-    key_of,
-    merge,
     order_by,
     pieces,
     pruned,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,6 @@ OPEN_WIDTH = 32  # columns of an instance's first open group; a cohort of this m
 LEAST_SLOTS = 16  # a ring is never shortened below this
 REFUSED = -1  # in the ids that `declare` returns: over a limit
 LEAST_FREED = 8  # a full ring of rows that are in no segment yet grows when less than this part of it can be given free
-CLUSTER = 8  # series loaded with the same times: from this many on, a group of their own
-MOST_HOLES = 8  # cells a sample that the group of all others may take, if all their times differ
 
 Part = tuple[RingGroup, Columns, "slice | Ids | None", "slice | Ids"]
 """A group, which of its columns, which of the batch's samples they take (None: all of them, in order), and the ids."""
@@ -259,47 +257,28 @@ class Head:
                 group.saved()
         self._make_room(0)  # rings that had to grow beyond the budget
 
-    def load(self, columns: forms.Columns) -> int:
-        """Take in what a WAL file held, at a start: the newest rows of each series, not yet in a segment.
+    def append_rows(self, plan: Plan, times: Times, rows: Matrix) -> None:
+        """Many rows at once, which the WAL has already. int64 (R,), strictly ascending; float64 (R, N), in the plan's order.
 
-        Series of one owner with the same times share a group. Returns how many samples found no room in memory.
+        REQUIRES: R > 0.
         """
-        missing = 0
-        order = np.argsort(columns.owner, kind="stable")
-        owners, first = np.unique(columns.owner[order], return_index=True)
-        for owner, series in zip(owners.tolist(), np.split(order, first[1:]), strict=False):
-            missing += self._load_owner(columns, series, columns.owners[owner])
-        return missing
-
-    def _load_owner(self, columns: forms.Columns, series: Ids, labels: Labels) -> int:
-        missing = 0
-        for together in _clusters(columns, series):
-            shapes = [columns.shapes[s] for s in columns.shape[together].tolist()]
-            unknown = Meta("gauge", "", "", "")
-            pairs = [(shape, columns.metas.get(shape.metric, unknown)) for shape in shapes]
-            ids = self.declare(labels, pairs, limit=1 << 31, apart=True)
-            kept = ids != REFUSED
-            missing += int(columns.counts[together[~kept]].sum())
-            self._load_rows(columns, together[kept], ids[kept])
-        return missing
-
-    def _load_rows(self, columns: forms.Columns, series: Ids, ids: Ids) -> None:
-        times, rows = forms.to_rows(columns, series)
-        plan = self.plan(ids)
-        for group, into, samples, part_ids in plan.parts:
+        for group, columns, samples, ids in plan.parts:
             part = rows if samples is None else rows[:, samples]
-            if len(times) and int(times[0]) > group.last_ms:
+            new = int(np.searchsorted(times, group.last_ms, side="right"))
+            alone = replace(plan, parts=[(group, columns, None, ids)])
+            for time_ms, row in zip(times[:new].tolist(), part[:new], strict=True):
+                self.append(alone, time_ms, row)
+            if new < len(times):
                 self.ring_bytes -= group.size_bytes
-                group.extend(times, into, part)
+                group.extend(times[new:], columns, part[new:])
                 self.ring_bytes += group.size_bytes
-                newest = _newest(part)
-                self.latest[part_ids] = _overlaid(self.latest[part_ids], newest)
-                continue
-            for time_ms, row in zip(times.tolist(), part, strict=True):
-                self.append(Plan(ids, [(group, into, None, part_ids)], 0, -1, plan.shapes, 0), time_ms, row)
+                self.latest[ids] = _overlaid(self.latest[ids], _newest(part[new:]))
 
-    def read(self, ids: Ids, start_ms: int, end_ms: int) -> forms.Columns:
-        """The samples of these series with start_ms <= time < end_ms. Every id stands once in `ids`."""
+    def read(self, ids: Ids, start_ms: int, end_ms: int, *, unsaved: bool = False) -> forms.Columns:
+        """The samples of these series with start_ms <= time < end_ms. Every id stands once in `ids`.
+
+        unsaved: only rows that may be in no segment yet.
+        """
         index = self.index
         owners, owner_at = np.unique(index.owners_of(ids), return_inverse=True)
         shapes, shape_at = np.unique(index.shapes_of(ids), return_inverse=True)
@@ -310,7 +289,8 @@ class Head:
         for places in np.split(order, edges[1:]):
             if len(places):
                 group = self._group(int(numbers[places[0]]))
-                times, values = group.between(start_ms, end_ms, _columns(ids[places] - group.base))
+                first_ms = max(start_ms, group.unsaved_ms) if unsaved else start_ms
+                times, values = group.between(first_ms, end_ms, _columns(ids[places] - group.base))
                 if len(times):
                     at = int(owner_at[places[0]])
                     slabs.append(forms.Slab(at, shape_at[places].astype(np.int32), times, values))
@@ -437,25 +417,13 @@ def _half(group: RingGroup) -> int:
     return max(group.slots // 2, LEAST_SLOTS)
 
 
-def _clusters(columns: forms.Columns, series: Ids) -> list[Ids]:
-    """Some series by what they share a group with: those with the same times, and what is left if it has times in common."""
-    order = np.argsort(columns.vector[series], kind="stable")
-    vectors, first, sizes = np.unique(columns.vector[series[order]], return_index=True, return_counts=True)
-    clusters = np.split(series[order], first[1:])
-    small = np.flatnonzero(sizes < CLUSTER)
-    counts = np.diff(columns.edges)[vectors[small]]
-    if int(counts.sum()) * int(sizes[small].sum()) > MOST_HOLES * int((counts * sizes[small]).sum()):
-        return clusters
-    rest = [clusters[c] for c in small.tolist()]
-    large = [clusters[c] for c in np.flatnonzero(sizes >= CLUSTER).tolist()]
-    return [np.sort(np.concatenate(rest)), *large] if rest else large
-
-
 def _newest(rows: Matrix) -> Vector:
     """The last value of each column that is not ABSENT. float64 (R, W) to (W,)."""
-    present = rows.view(ID) != ABSENT_BITS
-    last = len(rows) - 1 - present[::-1].argmax(axis=0)
-    newest: Vector = rows[last, np.arange(rows.shape[1])]  # ABSENT itself where there is none
+    newest: Vector = rows[-1]
+    if not _has_no_holes(newest):
+        present = rows.view(ID) != ABSENT_BITS
+        last = len(rows) - 1 - present[::-1].argmax(axis=0)
+        newest = rows[last, np.arange(rows.shape[1])]  # ABSENT itself where there is none
     return newest
 
 

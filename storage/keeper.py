@@ -12,12 +12,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 
 from storage.codec import BEST_LEVEL, FAST_LEVEL, Hint
-from storage.columns import Columns, cut, in_order
+from storage.columns import Columns
 from storage.files import Files
 from storage.format import TIERS, CorruptError, StorageError
 from storage.merge import merge
@@ -28,7 +28,9 @@ from storage.segment_writer import SegmentInfo, SegmentWriter
 from storage.segments import SegmentSet, set_aside
 from storage.settings import StoreSettings
 from storage.slices import slices
+from storage.wal_names import Known
 from storage.wal_reader import WalFile, read_wal
+from storage.wal_rows import merged, span_of
 
 MOST_PARTITIONS = 8  # written apart by one flush; what is older goes into one segment across partitions
 SLICE_SAMPLES = 2_000_000  # decoded at once while merging: some 50 MB
@@ -46,7 +48,9 @@ class Keeper:
         segments: SegmentSet,
         settings: StoreSettings,
         closed: Callable[[], Sequence[Path]],
+        known: Callable[[Path], Known] = lambda _path: {},
     ) -> None:
+        """closed: WAL files that wait to become segments; known: what is remembered of the names in one."""
         self.flushed: list[Path] = []  # closed WAL files that are in segments and gone; taken by the store
         self.counts: Counter[str] = (
             Counter()
@@ -58,6 +62,7 @@ class Keeper:
         self._segments = segments
         self._settings = settings
         self._closed = closed
+        self._known = known
         self._hints: dict[str, dict[str, Hint]] = {tier: {} for tier in TIERS}  # of values' encoding, by metric
         self._tried: set[tuple[str, int]] = set()  # tier and order of segments that left nothing to roll up
         self._lock = threading.Lock()
@@ -106,27 +111,25 @@ class Keeper:
         paths = [path for path in self._closed() if path not in self.flushed]
         if not paths:
             return False
-        parts = []
+        contents = []
         for path in paths:
             wal = self._read_wal(path)
             for loss in wal.losses:
                 self.on_trouble("wal", loss)
             self.counts["lost_samples"] += wal.lost_samples
-            parts.append(wal.columns)
-        columns = in_order(parts[0]) if len(parts) == 1 else merge(parts)
-        del parts
-        columns = cut(columns, now_ms - self._settings.retention_ms, 1 << 62)
-        pieces = [piece for piece in self._partitions(columns, now_ms) if piece.series]
-        done = max(int(path.stem) for path in paths)
-        infos: list[SegmentInfo] = []
+            if wal.content is not None:
+                contents.append(wal.content)
+        writers: list[SegmentWriter] = []
         try:
-            for i, piece in enumerate(pieces):
-                wal_done = done if i == len(pieces) - 1 else 0
-                infos += self._written("raw", iter((piece,)), wal=wal_done, level=FAST_LEVEL)
-        except (OSError, StorageError):
-            self._discard(infos)  # every try would leave some more
+            for start_ms, end_ms in self._partitions(span_of(contents), now_ms):
+                writers += self._filled("raw", merged(contents, start_ms, end_ms), order=0, level=FAST_LEVEL)
+        except BaseException:
+            for writer in writers:
+                writer.abort()
             raise
-        self._publish(infos)
+        del contents
+        done = max(int(path.stem) for path in paths)
+        self._publish(self._finished(writers, wal=done))
         self.flushed += paths
         self._remove_wal(done)
         self.counts["flushes"] += 1
@@ -135,7 +138,7 @@ class Keeper:
     def _read_wal(self, path: Path) -> WalFile:
         """What is left of it: one that is no WAL any more, or is gone, must not keep the others from becoming segments."""
         try:
-            return read_wal(self._files, path)
+            return read_wal(self._files, path, self._known(path))
         except CorruptError as error:
             self.on_trouble("wal", error)
             set_aside(self._files, self._directory, path)
@@ -149,19 +152,22 @@ class Keeper:
             with suppress(OSError):  # it does not count, and the next flush tries again
                 self._files.unlink(path)
 
-    def _partitions(self, columns: Columns, now_ms: int) -> Iterator[Columns]:
-        """Cut at the partitions' borders, oldest first; what is older than the newest few, or still to come, is one piece."""
-        span = columns.range_ms
+    def _partitions(self, span: tuple[int, int] | None, now_ms: int) -> Iterator[tuple[int, int]]:
+        """Times cut at partitions' borders, oldest first; what is older than the newest few, or still to come, is one piece.
+
+        Nothing beyond retention.
+        """
         if span is None:
             return
         width = self._settings.partition_ms
         first, last = span[0] // width, span[1] // width
         newest = max(first, min(last, now_ms // width) - MOST_PARTITIONS + 2)
         last = min(last, newest + MOST_PARTITIONS - 1)
-        yield cut(columns, span[0], newest * width)
-        for partition in range(newest, last):
-            yield cut(columns, partition * width, (partition + 1) * width)
-        yield cut(columns, last * width, span[1] + 1)
+        edges = [span[0], *(partition * width for partition in range(newest, last + 1)), span[1] + 1]
+        horizon_ms = now_ms - self._settings.retention_ms
+        for start_ms, end_ms in pairwise(edges):
+            if max(start_ms, horizon_ms) < end_ms:
+                yield max(start_ms, horizon_ms), end_ms
 
     # Segments
 
@@ -176,14 +182,14 @@ class Keeper:
         level: int,
     ) -> list[SegmentInfo]:
         """One segment, finished and not published; none when there was nothing to write."""
-        return self._finished(self._filled(tier, pieces, order=order, replaces=replaces, wal=wal, level=level))
+        return self._finished(self._filled(tier, pieces, order=order, replaces=replaces, level=level), wal=wal)
 
-    def _finished(self, writers: Sequence[SegmentWriter]) -> list[SegmentInfo]:
-        """All of them or none, in this order."""
+    def _finished(self, writers: Sequence[SegmentWriter], *, wal: int = 0) -> list[SegmentInfo]:
+        """All of them or none, in this order. `wal`: for the last, up to which WAL file all is in segments."""
         infos: list[SegmentInfo] = []
         try:
             for writer in writers:
-                infos.append(writer.finish())
+                infos.append(writer.finish(wal=wal if writer is writers[-1] else 0))
         except BaseException:
             for writer in writers:
                 writer.abort()
@@ -198,14 +204,13 @@ class Keeper:
         *,
         order: int,
         replaces: Sequence[int] = (),
-        wal: int = 0,
         level: int,
     ) -> list[SegmentWriter]:
         """One segment with all that goes into it; none when there was nothing to write."""
         number = self._segments.next_number()
         path = self._segments.path_of(number)
         writer = SegmentWriter(
-            self._files, path, number=number, order=order or number, tier=tier, replaces=replaces, wal=wal, level=level,
+            self._files, path, number=number, order=order or number, tier=tier, replaces=replaces, level=level,
             hints=self._hints[tier],
         )  # fmt: skip
         while len(self._hints[tier]) > MOST_HINTS:

@@ -184,8 +184,10 @@ class RingGroup:
     def extend(self, times: Times, columns: Columns, values: Matrix) -> None:
         """Append rows at once. int64 (R,), strictly ascending and after the newest row; float64 (R, columns)."""
         count, slots = self.rows + len(times), len(self.times)
-        if count > slots:
-            self.lengthen(max(count, 2 * slots))
+        while slots < count:
+            slots *= 2  # as long as if they had come one by one
+        if slots > len(self.times):
+            self.lengthen(slots)
         self._unroll()
         new = slice(self._rows, self._rows + len(times))
         self.times[new] = times

@@ -9,7 +9,8 @@ import numpy as np
 
 from storage.columns import Columns, in_order, keep, take, with_shared_vectors
 from storage.format import AGGREGATES, ROLLUP_LABEL
-from storage.merge import Mask, Places, edges_of, gathered, key_of, merge, order_by, pieces, spread
+from storage.merge import key_of, merge
+from storage.passes import Mask, Places, edges_of, gathered, order_by, pieces, spread
 from storage.types import Matrix, Shape, Vector, labels_of
 
 CUMULATIVE = ("counter", "histogram")  # kinds whose samples only grow, but for resets

@@ -30,7 +30,7 @@ from storage.format import (
     CorruptError,
     TooNewError,
 )
-from storage.merge import copy_rows, edges_of, gathered, in_use, spread
+from storage.passes import copy_rows, edges_of, gathered, in_use, spread
 from storage.segment_writer import SegmentInfo, info_of
 from storage.types import ABSENT_BITS, TIME, VALUE, Labels, Meta, Shape
 

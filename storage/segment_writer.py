@@ -31,7 +31,7 @@ from storage.format import (
     VALUES_IN_BLOCK,
     StorageError,
 )
-from storage.merge import edges_of, gathered, in_use, pieces
+from storage.passes import edges_of, gathered, in_use, pieces
 from storage.types import Labels, Meta, Shape, Times, Vector
 
 _UNKNOWN: Final = Meta("", "", "", "")
@@ -85,7 +85,6 @@ class SegmentWriter:
         order: int,
         tier: str,
         replaces: Sequence[int] = (),
-        wal: int = 0,
         level: int = BEST_LEVEL,
         hints: dict[str, Hint] | None = None,
     ) -> None:
@@ -100,12 +99,11 @@ class SegmentWriter:
             "order": order,
             "tier": tier,
             "replaces": list(replaces),
-            "wal": wal,
         }
         self._level = level
         self._hints = hints if hints is not None else {}
         self._owners: _Numbered[Labels] = _Numbered()
-        self._shapes: _Numbered[Shape] = _Numbered()
+        self._shapes: list[Shape] = []  # as they come, which is ascending
         self._metas: dict[str, Meta] = {}
         self._metric: str | None = None  # whose values wait for their block to be full
         self._series: list[tuple[Numbers, Numbers, Numbers]] = []  # shape, owner, vector
@@ -133,7 +131,7 @@ class SegmentWriter:
         shape, owner, vector = columns.shape[some], columns.owner[some], columns.vector[some]
         self._series.append(
             (
-                self._shapes.numbers(columns.shapes, shape),
+                self._shape_numbers(columns.shapes, shape),
                 self._owners.numbers(columns.owners, owner),
                 self._add_vectors(columns, vector),
             )
@@ -150,8 +148,11 @@ class SegmentWriter:
                 self._metric = metric
             self._values.add(values, edges[first : last + 1])
 
-    def finish(self) -> SegmentInfo:
-        """The tables, and the file under its name, durably. Raises EmptySegmentError when there was no sample."""
+    def finish(self, *, wal: int = 0) -> SegmentInfo:
+        """The tables, and the file under its name, durably. Raises EmptySegmentError when there was no sample.
+
+        wal: all of the WAL's files up to this one are in segments once this segment is there.
+        """
         if not self._open:
             raise ValueError(f"{self._path}: finish after finish or abort")
         if not self._series:
@@ -160,6 +161,7 @@ class SegmentWriter:
         self._times.close()
         owners, shapes, series = self._sorted_tables()
         samples = sum(count for _, _, count in self._values.places)
+        self._head["wal"] = wal
         footer = self._footer(owners, shapes, series, samples)
         self._write_end(footer)
         self._file.sync()
@@ -205,15 +207,28 @@ class SegmentWriter:
         renumbered: Numbers = of_vector[vector]
         return renumbered
 
+    def _shape_numbers(self, shapes: list[Shape], used: Numbers) -> Numbers:
+        """The numbers here of shapes[used[i]]. int32, like `used`."""
+        places = np.flatnonzero(in_use(used, len(shapes)))
+        new = [shapes[i] for i in places.tolist()]
+        goes_on = bool(self._shapes) and new[0] == self._shapes[-1]
+        table = np.zeros(len(shapes), np.int32)
+        table[places] = np.arange(len(new)) + (len(self._shapes) - goes_on)
+        self._shapes += new[goes_on:]
+        numbers: Numbers = table[used]
+        return numbers
+
     def _sorted_tables(self) -> tuple[list[Labels], list[Shape], tuple[Numbers, Numbers, Numbers]]:
-        shapes, shape_rank = self._shapes.ranked()
+        shapes = self._shapes
         owners, owner_rank = self._owners.ranked()
         shape, owner, vector = (np.concatenate(parts) for parts in zip(*self._series, strict=True))
-        shape, owner = shape_rank[shape], owner_rank[owner]
+        owner = owner_rank[owner]
         key = shape.astype(np.int64) * len(owners) + owner
-        wrong = np.flatnonzero(key[1:] <= key[:-1])
-        if len(wrong):
-            at = wrong[0]
+        falls = {at for at, pair in enumerate(pairwise(shapes)) if pair[0] >= pair[1]}
+        wrong = np.flatnonzero(key[1:] <= key[:-1]).tolist()
+        wrong += np.flatnonzero(np.isin(shape[:-1], list(falls)) & (shape[1:] != shape[:-1])).tolist()
+        if wrong:
+            at = min(wrong)
             before, after = ((shapes[shape[i]], owners[owner[i]]) for i in (at, at + 1))
             raise ValueError(
                 f"{self._path}: series {at + 1}, {after}, comes after {before}; expected ascending, each once"
@@ -261,7 +276,7 @@ class SegmentWriter:
         return self._write(BLOCK_NUMBERS, 0, len(numbers), encode_ints(numbers.astype(np.int64)))[:2]
 
     def _write_text(self, entries: Sequence[Any]) -> tuple[int, int]:
-        return self._write(BLOCK_TEXT, 0, len(entries), encode_text(entries))[:2]
+        return self._write(BLOCK_TEXT, 0, len(entries), encode_text(entries, self._level))[:2]
 
     def _write(self, kind: int, exponent: int, count: int, payload: bytes) -> _Place:
         offset_bytes = self._file.size

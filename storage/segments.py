@@ -76,7 +76,7 @@ class MergeRules:
 
     partition_ms: int
     seal_ms: int
-    fewest: int = 4  # in a partition that is not sealed
+    fewest: int = 8  # in a partition that is not sealed: each sample is written again every time that eight become one
     least_share: float = (
         1 / 16
     )  # of the largest: what all others must have before a sealed partition is rewritten for them

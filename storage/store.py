@@ -21,6 +21,7 @@ from storage.format import TIERS, CorruptError
 from storage.head import Head, Plan
 from storage.keeper import Keeper
 from storage.labels import LabelIndex, shape_labels, split
+from storage.loading import Loader
 from storage.matchers import Matcher
 from storage.merge import merge, steps
 from storage.recovery import DataDir, open_data_dir, unusable
@@ -139,7 +140,7 @@ class Store:
                 found.damage.append(error)
                 data.quarantine(path)
         self.head.roll()
-        self.keeper = Keeper(files, directory, segments, self.settings, lambda: wal.closed)
+        self.keeper = Keeper(files, directory, segments, self.settings, lambda: wal.closed, wal.names_in)
         self.keeper.on_trouble = self._note
         self.damage += found.damage
         self.keeper.check_space()
@@ -157,12 +158,16 @@ class Store:
                 unsynced.sync()
         found.wal_files += 1
         found.wal_bytes += files.size(path)
-        found.wal_samples += file.samples
         found.torn_bytes += file.torn_bytes
         found.lost_samples += file.lost_samples
         found.damage += file.losses
         self._remember(file, wal)
-        return self.head.load(file.columns)
+        if file.content is None:
+            return 0
+        loader = Loader(self.head, file.content)
+        loader.load()
+        found.wal_samples += loader.samples
+        return loader.missing
 
     @staticmethod
     def _remember(file: WalFile, wal: Wal) -> None:
@@ -330,7 +335,9 @@ class Store:
         if tier == "raw":
             ids = self.head.index.match(matchers)
             late = self.head.read_late(ids, start_ms, end_ms)
-            parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
+            # What segments have need not be found twice: weaving the two together would cost more than reading either.
+            rows = self.head.read(ids, start_ms, end_ms, unsaved=self.durable)
+            parts += [part for part in (late, rows) if part is not None]
         return _merged(parts)
 
     def select(

@@ -22,6 +22,7 @@ from storage.head import Plan
 from storage.index import SeriesIndex
 from storage.sequences import Sequences
 from storage.types import Labels, Meta, Shape, Vector
+from storage.wal_names import Known
 from storage.wal_writer import Tick, WalWriter
 
 RECURRING_USES = 3  # from this use on a plan is declared as a set; before, its samples go in loose
@@ -121,6 +122,7 @@ class Wal:
         self.receivers = Receivers()
         self.closed: list[Path] = []  # wait to become segments, oldest first
         self.closed_bytes = 0
+        self._known: dict[Path, Known] = {}  # of closed files
         self.roll_wanted = False
         self.began_ms = 0  # when the first tick of the open file was taken; 0: nothing in it yet
         self.commits = 0
@@ -133,6 +135,7 @@ class Wal:
         self._next_number = next_number
         self._on_roll = on_roll
         self._rows: list[tuple[Plan, int, Vector]] = []  # of the tick, until it is taken
+        self._counted_rows = self._counted_bytes = 0  # of these
         self._tick = Tick()  # the rest of it
         self._tick_bytes = 0  # of the rest, and of those that failed
         self._failed: list[
@@ -166,8 +169,15 @@ class Wal:
     @property
     def size_bytes(self) -> int:
         """Of all that is in no segment yet, the tick included."""
-        rows = sum(ROW_BYTES + 8 * len(values) for _, _, values in self._rows)
-        return self.closed_bytes + self.open_bytes + self._tick_bytes + rows
+        rows = self._rows
+        if len(rows) > self._counted_rows:  # asked for at every pong: each row is counted once
+            self._counted_bytes += sum([ROW_BYTES + 8 * len(row[2]) for row in rows[self._counted_rows :]])
+            self._counted_rows = len(rows)
+        return self.closed_bytes + self.open_bytes + self._tick_bytes + self._counted_bytes
+
+    def names_in(self, path: Path) -> Known:
+        """What is remembered of the names in a closed file, if this process wrote it. Any thread."""
+        return self._known.get(path, {})
 
     @property
     def open_bytes(self) -> int:
@@ -210,6 +220,7 @@ class Wal:
             tick.sets, tick.times, tick.values = list(sets), list(times), list(values)
         ticks, known = [*self._failed, tick], self.receivers.labels
         self._rows, self._tick, self._failed, self._loose_at = [], Tick(), [], set()
+        self._counted_rows = self._counted_bytes = 0
         for tick in ticks:
             tick.ranges = [span for span in tick.ranges if span[0] in known]  # nobody forgot the instance meanwhile
         return ticks
@@ -235,7 +246,10 @@ class Wal:
             self._close()
 
     def _close(self) -> None:
-        paths = [*self._broken, self._writer.path] if self._writer is not None else list(self._broken)
+        paths = [*self._broken]
+        if self._writer is not None:
+            paths.append(self._writer.path)
+            self._known[self._writer.path] = self._writer.known
         self.closed_bytes += self.open_bytes
         self._broken, self._broken_bytes, self._writer, self.began_ms = [], 0, None, 0
         self.closed = [*self.closed, *paths]
@@ -268,6 +282,7 @@ class Wal:
         """Segments hold what these closed files held, and they are gone."""
         gone = set(paths)
         self.closed = [path for path in self.closed if path not in gone]
+        self._known = {path: known for path, known in self._known.items() if path not in gone}
         self.closed_bytes = sum(self._files.size(path) for path in self.closed)
 
     def close(self) -> None:

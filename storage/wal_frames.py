@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from storage.format import (
     CorruptError,
     TooNewError,
 )
-from storage.merge import Places
+from storage.passes import Places
 
 FILE_HEADER: Final = struct.Struct("<4sIQqII")  # magic, version, number, created_ms, zero, crc32c
 FRAME_HEADER: Final = struct.Struct("<4sIII")  # magic, length, crc32c, kind
@@ -36,6 +37,7 @@ BEFORE_AT: Final = {KIND_SAMPLES: 12, KIND_CHECKPOINT: 4}
 MAGIC_WORD: Final = int.from_bytes(FRAME_MAGIC, "little")
 MOST_TRIED: Final = 64  # times a file's size: what the search for frames behind damage may read, whatever lies there
 TRY_BYTES: Final = 1 << 12  # what a try costs besides its bytes, in bytes
+TOUCHED_BYTES: Final = 8 << 20  # of a mapped file, that stay in memory while it is looked through
 PIECE_BYTES, PAGE_BYTES = 1 << 20, 1 << 12  # of a disk that fails to read
 
 
@@ -47,11 +49,12 @@ class Header(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A valid one: its kind, where its payload begins, and the payload's bytes without the padding."""
+    """A valid one: its kind, where its payload begins, the payload's bytes without the padding, its CRC."""
 
     kind: int
     at: int
     length: int
+    crc: int
 
 
 def iter_frames(files: Files, path: Path) -> Iterator[tuple[Frame, memoryview]]:
@@ -78,6 +81,12 @@ def load(files: Files, path: Path) -> tuple[memoryview, list[range]]:
     if sum(map(len, pages)) == len(data):
         raise cause
     return memoryview(data), pages
+
+
+def forget(data: memoryview) -> None:
+    """What was touched of a mapped file leaves this process's memory; the operating system may keep it for the next touch."""
+    if isinstance(data.obj, mmap.mmap):
+        data.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def _cut(stretch: range, size_bytes: int) -> list[range]:
@@ -148,8 +157,12 @@ class _Scan:
 
     def __iter__(self) -> Iterator[Frame]:
         at, size = WAL_HEADER_BYTES, len(self._data)
+        touched = at
         while at < size:
             frame = self._frame(at)
+            if at - touched > TOUCHED_BYTES:
+                forget(self._data)
+                touched = at
             if frame is not None:
                 yield frame
                 at = frame.at + padded(frame.length)
@@ -179,7 +192,7 @@ class _Scan:
         if crc32c(data[at + KIND_AT : payload + length]) != crc:
             self._left_bytes -= length + TRY_BYTES
             return None
-        return Frame(kind, payload, length)
+        return Frame(kind, payload, length, crc)
 
     def _next(self, at: int) -> int:
         """Where the next valid frame begins; the file's end when there is none."""

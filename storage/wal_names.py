@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from storage.merge import Mask, Numbers, Places, spread
+from storage.passes import Mask, Numbers, Places, spread
 from storage.types import Labels, Meta, Shape
 from storage.wal_frames import Frame
 
@@ -60,6 +60,17 @@ class Layouts:
         return self.shape[self.start[place] : self.start[place] + self.width[place]]
 
 
+class Names(NamedTuple):
+    """What one frame declares, besides sets: numbers of the file's own."""
+
+    owners: list[tuple[int, Labels]]
+    shapes: list[tuple[int, Shape, Meta]]
+
+
+Known = Mapping[tuple[int, int], Names]
+"""What frames of declarations say, by their length and CRC: known by who wrote them, and need not be parsed."""
+
+
 class Declared:
     """All that a file declares. Of a number that is declared twice the first declaration counts."""
 
@@ -80,30 +91,24 @@ class Declared:
         """By place, none twice."""
         return list(self._shapes)
 
-    def add(self, data: memoryview, frame: Frame) -> None:
+    def add(self, data: memoryview, frame: Frame, known: Known) -> None:
         """A frame of declarations. ValueError, TypeError, KeyError, struct.error: it is none, and nothing of it is taken."""
         payload = data[frame.at : frame.at + frame.length]
         text_bytes, words = struct.unpack_from("<II", payload)
         first = 8 + text_bytes + -text_bytes % 4
         if first + 4 * words != frame.length:
             raise ValueError(f"{text_bytes} bytes and {words} words do not make {frame.length} bytes")
-        text = orjson.loads(payload[8 : 8 + text_bytes])
-        owners = [(number, _labels(labels)) for number, labels in text["owners"]]
-        shapes = [
-            (number, Shape(metric, _labels(labels)), (kind, unit, description, source_name))
-            for number, metric, labels, kind, unit, description, source_name in text["shapes"]
-        ]
-        _check(owners, shapes)
+        names = known.get((frame.length, frame.crc)) or _parsed(payload[8 : 8 + text_bytes])
         sets = list(_sets(payload[first:].cast("I"), (frame.at + first) // 4))
-        for number, labels in owners:
+        for number, labels in names.owners:
             if number not in self.owner_numbers:
                 self.owner_numbers.add(number, self._owners.setdefault(labels, len(self._owners)), frame.at)
-        metas: dict[str, tuple[str, str, str, str]] = {}
-        for number, shape, meta in shapes:
+        metas: dict[str, Meta] = {}
+        for number, shape, meta in names.shapes:
             if number not in self.shape_numbers:
                 self.shape_numbers.add(number, self._shapes.setdefault(shape, len(self._shapes)), frame.at)
                 metas[shape.metric] = meta
-        self.metas |= {metric: Meta(*meta) for metric, meta in metas.items()}
+        self.metas |= metas
         for number, owner, width, word in sets:
             if number not in self.set_numbers:
                 self.set_numbers.add(number, len(self._sets), frame.at)
@@ -128,6 +133,19 @@ def _sets(words: memoryview, word: int) -> Iterator[tuple[int, int, int, int]]:
             raise ValueError("a set goes beyond its frame")
         yield words[at], words[at + 1], words[at + 2], word + at + 3
         at += 3 + words[at + 2]
+
+
+def _parsed(text: memoryview) -> Names:
+    """ValueError, TypeError, KeyError: it is not the JSON of names."""
+    found = orjson.loads(text)
+    owners = [(number, _labels(labels)) for number, labels in found["owners"]]
+    shapes = [
+        (number, Shape(metric, _labels(labels)), (kind, unit, description, source_name))
+        for number, metric, labels, kind, unit, description, source_name in found["shapes"]
+    ]
+    _check(owners, shapes)
+    metas = {meta: Meta(*meta) for _, _, meta in shapes}
+    return Names(owners, [(number, shape, metas[meta]) for number, shape, meta in shapes])
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> Labels:

@@ -7,14 +7,14 @@ gathered from the file's words by their places.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
-from storage.columns import Columns, Slab, from_loose, from_slabs
+from storage.columns import Columns
 from storage.files import Files
 from storage.format import (
     FRAME_ALIGN,
@@ -24,68 +24,67 @@ from storage.format import (
     KIND_SAMPLES,
     CorruptError,
 )
-from storage.merge import Mask, Numbers, Places, merge, spread
-from storage.types import Labels, Matrix, Times, Vector
-from storage.wal_frames import Frame, frames_of, header_of, load, padded
-from storage.wal_names import Declared
+from storage.passes import Mask, Numbers, Places, spread
+from storage.types import Labels
+from storage.wal_frames import Frame, forget, frames_of, header_of, load, padded
+from storage.wal_names import Declared, Known
+from storage.wal_rows import Content, Loose, Rows, Vectors, stretches, whole
 
-LEAST_CELLS: Final = 64  # rows of a layout with fewer values in the file are handled as loose samples
 MOST_ROUNDS: Final = 100  # of finding out the widths of sets whose declarations are lost
 
 
 @dataclass(slots=True)
 class WalFile:
-    """What a file holds."""
+    """What a file holds. Its samples are still there: it stays mapped for as long as this lives."""
 
     number: int
     created_ms: int = 0
-    columns: Columns = field(default_factory=Columns)  # not in canonical order
+    content: Content | None = None
     received: dict[Labels, list[tuple[int, int]]] = field(
         default_factory=dict
     )  # inclusive; ascending, with gaps between
     losses: list[CorruptError] = field(default_factory=list)
     valid_bytes: int = 0  # what is behind is a torn tail
     torn_bytes: int = 0
-    samples: int = 0  # in columns
     lost_samples: int = 0  # in valid frames, but nothing says of which series they are
 
+    @property
+    def columns(self) -> Columns:
+        """All of its samples, in canonical order."""
+        return whole(self.content) if self.content is not None else Columns()
 
-def read_wal(files: Files, path: Path) -> WalFile:
-    """All of a file. CorruptError: its header is not a WAL's. TooNewError: a later version's. OSError: it cannot be read."""
+    @property
+    def samples(self) -> int:
+        """How many there are. Reads all of them."""
+        return sum(piece.samples for piece in stretches(self.content)) if self.content is not None else 0
+
+
+def read_wal(files: Files, path: Path, known: Known | None = None) -> WalFile:
+    """All of a file. `known`: what its writer remembers of its names.
+
+    CorruptError: its header is not a WAL's. TooNewError: a later version's. OSError: it cannot be read.
+    """
     data, unreadable = load(files, path)
     header = header_of(path, data)
     if header is None:
         return WalFile(int(path.stem) if path.stem.isdecimal() else 0, torn_bytes=len(data))
     losses: list[CorruptError] = []
     frames, valid_bytes = frames_of(path, data, unreadable, losses)
-    content = _Content(path, data, frames, losses)
-    found = WalFile(
+    content = _Content(path, data, frames, losses, known or {})
+    return WalFile(
         number=header.number,
         created_ms=header.created_ms,
+        content=content,
         received=_received(content),
         losses=sorted(losses, key=lambda loss: loss.offset_bytes),
         valid_bytes=valid_bytes,
         torn_bytes=len(data) - valid_bytes,
         lost_samples=content.lost_samples,
     )
-    names = content.names
-    slabs, loose = _divided(content)
-    del content, data  # the file's pages, before its samples are laid out once more
-    found.columns = _columns(names, slabs, loose)
-    found.samples = found.columns.samples
-    return found
 
 
 @dataclass(slots=True)
-class _Vectors:
-    """Vectors of one length."""
-
-    def where(self, wanted: Places | Mask) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name)[wanted] for f in fields(self)})
-
-
-@dataclass(slots=True)
-class _Frames(_Vectors):
+class _Frames(Vectors):
     """Frames of samples. Counts, and where in the file, in bytes, their columns begin."""
 
     at: Places
@@ -101,28 +100,7 @@ class _Frames(_Vectors):
 
 
 @dataclass(slots=True)
-class _Rows(_Vectors):
-    """Rows of known sets, in the order of writing."""
-
-    layout: Places  # place of the set
-    frame: Places  # number of the frame
-    time: Times
-    start: Places  # of the first value, in f64 from the file's beginning
-
-
-@dataclass(slots=True)
-class _Loose(_Vectors):
-    """Single samples, in the order of writing."""
-
-    owner: Numbers  # places of names
-    shape: Numbers
-    time: Times
-    value: Vector
-    frame: Places
-
-
-@dataclass(slots=True)
-class _Ranges(_Vectors):
+class _Ranges(Vectors):
     """Received messages: where a frame's column of owners begins, and how many ranges it has."""
 
     at: Places  # of the frame
@@ -133,21 +111,25 @@ class _Ranges(_Vectors):
 class _Content:
     """All frames of a file together."""
 
-    def __init__(self, path: Path, data: memoryview, frames: Sequence[Frame], losses: list[CorruptError]) -> None:
+    def __init__(
+        self, path: Path, data: memoryview, frames: Sequence[Frame], losses: list[CorruptError], known: Known
+    ) -> None:
         self.lost_samples = 0
         self.names = Declared()
         self.words = np.frombuffer(data, "<u4", len(data) // 4)
         self.longs = np.frombuffer(data, "<i8", len(data) // 8)
         self.doubles = self.longs.view("<f8")
+        self._data = data
         self._path = path
         self._losses = losses
         self._incomplete: list[int] = []  # numbers of frames with samples that are lost
         for frame in frames:
             if frame.kind == KIND_DECLARATIONS:
-                self._declare(data, frame)
+                self._declare(data, frame, known)
             elif frame.kind not in (KIND_SAMPLES, KIND_CHECKPOINT):
                 self._damaged(frame.at, frame.length, f"a frame of the unknown kind {frame.kind}")
         self.layouts = self.names.layouts(self.words)
+        self.owners, self.shapes, self.metas = self.names.owners, self.names.shapes, self.names.metas
         checkpoints = self._checkpoints([frame for frame in frames if frame.kind == KIND_CHECKPOINT])
         sampled = self._sampled([frame for frame in frames if frame.kind == KIND_SAMPLES])
         sampled, self.rows = self._rows(sampled)
@@ -155,6 +137,10 @@ class _Content:
         # Who sent what is lost must not be told that it has arrived.
         complete = ~np.isin(np.arange(len(sampled.at)), self._incomplete)
         self.ranges = [checkpoints, _Ranges(sampled.at, sampled.ranges_at, sampled.ranges).where(complete)]
+
+    def forget(self) -> None:
+        """What of the file was read need not stay in memory."""
+        forget(self._data)
 
     def _damaged(self, at: int, length: int, reason: str) -> None:
         """A frame whose payload makes no sense, though its CRC is right."""
@@ -166,9 +152,9 @@ class _Content:
             self._damaged(int(at[i]), int(length[i]), "a payload whose counts and length do not agree")
         return right
 
-    def _declare(self, data: memoryview, frame: Frame) -> None:
+    def _declare(self, data: memoryview, frame: Frame, known: Known) -> None:
         try:
-            self.names.add(data, frame)
+            self.names.add(data, frame, known)
         except (ValueError, TypeError, KeyError, struct.error) as error:
             self._damaged(frame.at, frame.length, f"declarations that cannot be read ({error})")
 
@@ -194,7 +180,7 @@ class _Content:
         found = _Frames(at, length, rows, ranges, loose, times_at, ranges_at, loose_at, values_at, left // 8)
         return found.where(self._checked(at, length, (left >= 0) & (left % 8 == 0)))
 
-    def _rows(self, frames: _Frames) -> tuple[_Frames, _Rows]:
+    def _rows(self, frames: _Frames) -> tuple[_Frames, Rows]:
         """The frames that are right, and those of their rows whose place and set are known."""
         frame = np.repeat(np.arange(len(frames.at)), frames.rows)
         sets = self.words[spread((frames.at + 16) // 4, frames.rows)]
@@ -209,10 +195,10 @@ class _Content:
         time = self.longs[spread(frames.times_at // 8, frames.rows)]
         number = np.where(right, np.cumsum(right, dtype=np.int64) - 1, -1)[frame]
         self._incomplete += number[~kept].tolist()
-        rows = _Rows(layout, number, time, frames.values_at[frame] // 8 + start)
+        rows = Rows(layout, number, time, frames.values_at[frame] // 8 + start)
         return frames.where(right), rows.where(kept)
 
-    def _loose(self, frames: _Frames) -> _Loose:
+    def _loose(self, frames: _Frames) -> Loose:
         counts = frames.loose
         shapes_at = frames.loose_at + _column_bytes(counts)
         times_at = shapes_at + _column_bytes(counts)
@@ -225,22 +211,7 @@ class _Content:
         known = (owner >= 0) & (shape >= 0)
         self.lost_samples += int((~known).sum())
         self._incomplete += frame[~known].tolist()
-        return _Loose(owner.astype(np.int32), shape.astype(np.int32), time, value, frame).where(known)
-
-    def apart(self, rows: _Rows) -> _Loose:
-        """Rows as single samples, ABSENT ones included."""
-        layouts, width = self.layouts, self.layouts.width[rows.layout]
-        return _Loose(
-            np.repeat(layouts.owner[rows.layout], width).astype(np.int32),
-            layouts.shape[spread(layouts.start[rows.layout], width)],
-            np.repeat(rows.time, width),
-            self.doubles[spread(rows.start, width)],
-            np.repeat(rows.frame, width),
-        )
-
-    def windows(self, width: int) -> Matrix:
-        """Every stretch of so many f64 of the file, by its place: a view."""
-        return np.lib.stride_tricks.sliding_window_view(self.doubles, width)
+        return Loose(owner.astype(np.int32), shape.astype(np.int32), time, value, frame).where(known)
 
 
 def _column_bytes(counts: Places) -> Places:
@@ -287,111 +258,6 @@ def _located(width: Places, rows: Places, frame: Places, cells: Places) -> tuple
     return np.where(before, from_begin, from_end), (width >= 0) & (before | behind), right
 
 
-# To columns
-
-
-def _columns(names: Declared, slabs: Sequence[Slab], loose: _Loose) -> Columns:
-    parts = []
-    if slabs:
-        parts.append(from_slabs(names.owners, names.shapes, slabs, names.metas))
-    if len(loose.time):
-        samples = loose.owner, loose.shape, loose.time, loose.value
-        parts.append(from_loose(names.owners, names.shapes, *samples, names.metas))
-    return merge(parts) if len(parts) > 1 else parts[0] if parts else Columns()
-
-
-def _divided(content: _Content) -> tuple[list[Slab], _Loose]:
-    """Most rows as slabs, one for each owner and list of shapes; what is small or out of the ordinary as loose samples."""
-    slab, sets = _slabs(content)
-    large = np.bincount(slab, content.layouts.width[content.rows.layout], len(sets)) >= LEAST_CELLS
-    apart = ~large[slab]
-    apart |= _tangled(content, slab, sets, large, _together(content, apart))
-    return _filled(content, slab, sets, ~apart), _together(content, apart)
-
-
-def _slabs(content: _Content) -> tuple[Places, Places]:
-    """For each row the number of its slab, and for each slab a set: others that say the same are in that slab too.
-
-    Narrow ones come first.
-    """
-    layouts = content.layouts
-    used = np.unique(content.rows.layout)
-    used = used[np.argsort(layouts.width[used], kind="stable")]
-    first = np.arange(len(used))  # in `used`, with the same owner and shapes
-    owner = layouts.owner[used]
-    known: dict[tuple[int, bytes], int] = {}
-    for i in np.flatnonzero(np.bincount(owner)[owner] > 1).tolist():
-        first[i] = known.setdefault((int(owner[i]), layouts.shapes(used[i]).tobytes()), i)
-    firsts, slab = np.unique(first, return_inverse=True)
-    number = np.zeros(len(layouts.width), np.int64)
-    number[used] = slab
-    return number[content.rows.layout], used[firsts]
-
-
-def _together(content: _Content, apart: Mask) -> _Loose:
-    """These rows' samples and the loose ones, in the order of writing."""
-    if not apart.any():
-        return content.loose
-    parts = [content.apart(content.rows.where(apart)), content.loose]  # in one frame rows come first
-    both = _Loose(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(_Loose)))
-    return both.where(np.argsort(both.frame, kind="stable"))
-
-
-def _tangled(content: _Content, slab: Places, sets: Places, large: Mask, loose: _Loose) -> Mask:
-    """Rows with a sample that stands, for the same series and time, in another slab or among the loose ones too.
-
-    Which of them counts is a matter of their order in the file, and slabs know only that of their own rows. slab: of each
-    row; sets: of each slab; large: whether it is to be one.
-    """
-    layouts, owners = content.layouts, content.layouts.owner[sets]
-    tangled = np.zeros(len(slab), np.bool_)
-    suspect = np.bincount(owners[large], minlength=len(content.names.owners)) > 1
-    suspect[loose.owner] = True
-    some = sets[suspect[owners] & large]
-    if not len(some):
-        return tangled
-    width = layouts.width[some]
-    key = np.sort(np.repeat(layouts.owner[some] << 32, width) + layouts.shape[spread(layouts.start[some], width)])
-    singles = loose.where(np.isin(loose.shape + (loose.owner.astype(np.int64) << 32), key))
-    suspect[:] = False
-    suspect[key[1:][key[1:] == key[:-1]] >> 32] = True
-    several = suspect[owners[slab]] & large[slab]
-    if several.any() or len(singles.time):
-        times, rank = np.unique(np.concatenate((content.rows.time, singles.time)), return_inverse=True)
-        moment = (
-            np.concatenate((owners[slab], singles.owner.astype(np.int64))) * len(times) + rank
-        )  # an owner and a time
-        of_rows, of_singles = moment[: len(slab)], moment[len(slab) :]
-        pairs = np.unique(of_rows[several] * len(sets) + slab[several]) // len(sets)
-        tangled = np.isin(of_rows, np.concatenate((pairs[1:][pairs[1:] == pairs[:-1]], of_singles)))
-    return tangled
-
-
-def _filled(content: _Content, slab: Places, sets: Places, wanted: Mask) -> list[Slab]:
-    """The slabs that have any of the wanted rows, with these. slab: of each row; sets: of each slab."""
-    layouts, rows, slab = content.layouts, content.rows.where(wanted), slab[wanted]
-    order = np.argsort(slab.astype(np.min_scalar_type(len(sets))), kind="stable")  # the smaller the type, the quicker
-    rows, slab = rows.where(order), slab[order]
-    filled = []
-    first = 0
-    for width, end in _runs(layouts.width[rows.layout]):
-        # One allocation for all of a width: a page fault for each 4 KiB of many small ones would cost more than the copying.
-        values = content.windows(width)[rows.start[first:end]]
-        begin = first
-        for number, stop in _runs(slab[first:end]):
-            owner, shapes = int(layouts.owner[sets[number]]), layouts.shapes(sets[number])
-            filled.append(Slab(owner, shapes, rows.time[begin : first + stop], values[begin - first : stop]))
-            begin = first + stop
-        first = end
-    return filled
-
-
-def _runs(numbers: Places) -> Iterator[tuple[int, int]]:
-    """Each number and where its run ends. Equal numbers stand next to each other."""
-    ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
-    return zip(numbers[ends - 1].tolist(), ends.tolist(), strict=True)
-
-
 # Received
 
 
@@ -412,7 +278,7 @@ def _received(content: _Content) -> dict[Labels, list[tuple[int, int]]]:
     goes_on = (owner[1:] == owner[:-1]) & (first[1:] > last[:-1]) & (first[1:] - last[:-1] == 1)
     begin, end = np.append(True, ~goes_on)[: len(owner)], np.append(~goes_on, True)[: len(owner)]
     received: dict[Labels, list[tuple[int, int]]] = {}
-    names = content.names.owners
+    names = content.owners
     for place, low, high in zip(owner[begin].tolist(), first[begin].tolist(), last[end].tolist(), strict=True):
         merged = received.setdefault(names[place], [])
         if merged and low <= merged[-1][1] + 1:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -32,6 +33,7 @@ from storage.format import (
 )
 from storage.types import ABSENT_BITS, ID, TIME, Labels, Meta, Shape, Times, Vector
 from storage.wal_frames import BEFORE_AT, CRC_AT, FILE_HEADER, FRAME_HEADER, HEADER_CRC_AT, KIND_AT
+from storage.wal_names import Names as Declared
 
 Numbers = npt.NDArray[np.int32]
 Range = tuple[int, int, int]
@@ -105,6 +107,8 @@ class WalWriter:
         self._sets: set[int] = set()  # numbers of those that are declared
         self._owners: set[int] = set()  # likewise
         self._shapes = np.zeros(1024, dtype=bool)  # by number: whether it is declared
+        self.known: dict[tuple[int, int], Declared] = {}  # what is on disk, for `read_wal`
+        self._fresh: list[tuple[bytearray, Declared]] = []  # what is not yet
         self._checkpoint: list[Range] | None = None
         self._broken = False
         fields = WAL_MAGIC, WAL_VERSION, number, created_ms, 0
@@ -186,23 +190,22 @@ class WalWriter:
         new_shapes = self._new_shapes([shapes, *(row.shapes for row in fresh)])
         if not (fresh or new_owners or len(new_shapes)):
             return []
-        named = [[number, self._names.owner_labels(number)] for number in new_owners]
-        described = [self._described(number) for number in new_shapes.tolist()]
-        text = orjson.dumps({"owners": named, "shapes": described})
+        names = Declared(
+            [(number, self._names.owner_labels(number)) for number in new_owners],
+            [(number, *self._names.shape(number)) for number in new_shapes.tolist()],
+        )
+        text = orjson.dumps({"owners": names.owners, "shapes": list(starmap(_described, names.shapes))})
         sets = b"".join(
             SET_HEADER.pack(row.number, row.owner, len(row.shapes)) + np.asarray(row.shapes, np.int32).tobytes()
             for row in fresh
         )
         parts = [struct.pack("<II", len(text), len(sets) // 4), text, bytes(-len(text) % 4), sets]
         frame = self._frame(KIND_DECLARATIONS, parts)
+        self._fresh.append((frame, names))
         self._sets.update(row.number for row in fresh)
         self._owners.update(new_owners)
         self._shapes[new_shapes] = True
         return [frame]
-
-    def _described(self, number: int) -> list[object]:
-        (metric, labels), meta = self._names.shape(number)
-        return [number, metric, labels, meta.kind, meta.unit, meta.description, meta.source_name]
 
     def _new_shapes(self, columns: Sequence[Numbers]) -> Numbers:
         numbers = np.concatenate(columns) if len(columns) > 1 else columns[0]
@@ -243,6 +246,10 @@ class WalWriter:
         except BaseException:
             self._give_up()
             raise
+        for frame, names in self._fresh:
+            _, length, crc, _ = FRAME_HEADER.unpack_from(frame)
+            self.known[length, crc] = names
+        self._fresh = []
         return sum(map(len, frames))
 
     def _give_up(self) -> None:
@@ -253,6 +260,10 @@ class WalWriter:
     def close(self) -> None:
         """Nothing more will be written; twice is fine."""
         self._file.close()
+
+
+def _described(number: int, shape: Shape, meta: Meta) -> list[object]:
+    return [number, shape.metric, shape.labels, meta.kind, meta.unit, meta.description, meta.source_name]
 
 
 def _loose(parts: Sequence[tuple[Numbers, Numbers, Times, Vector]]) -> tuple[Numbers, Numbers, Times, Vector]:

@@ -93,9 +93,9 @@ def write_segment(
     files = files or Files()
     files.mkdir(root / "segments")
     path = segment_path(root, number)
-    writer = SegmentWriter(files, path, number=number, order=order or number, tier=tier, replaces=replaces, wal=wal)
+    writer = SegmentWriter(files, path, number=number, order=order or number, tier=tier, replaces=replaces)
     writer.add(columns_of(samples))
-    return writer.finish()
+    return writer.finish(wal=wal)
 
 
 @dataclass(frozen=True)

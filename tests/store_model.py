@@ -6,11 +6,13 @@ store shows all that was appended.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,9 @@ from storage.head import REFUSED, Plan
 from storage.matchers import Matcher
 from storage.settings import StoreSettings
 from storage.store import Store
-from storage.types import ABSENT_BITS, ID, STALE_BITS, VALUE, Labels, Meta, Shape
+from storage.types import ABSENT_BITS, ID, STALE_BITS, VALUE, Labels, Meta, Shape, labels_of
 from storage.wal import Commit
-from tests.columns_model import METAS, Model, to_model
+from tests.columns_model import METAS, OWNERS, SHAPES, Model, bits_of, float_of, to_model
 from tests.faulty_files import FailingFiles
 
 MINUTE_MS = 60_000
@@ -33,6 +35,7 @@ SETTINGS = StoreSettings(
     memory_bytes=1 << 20, slots=64, wal_file_bytes=4096, flush_ms=10 * MINUTE_MS, least_free_bytes=0,
     partition_ms=HOUR_MS, seal_ms=10 * MINUTE_MS,
 )  # fmt: skip
+TIGHT = replace(SETTINGS, memory_bytes=4300, slots=16)  # one ring, of 16 rows
 UNKNOWN = Meta("gauge", "", "", "")
 CHANGING = {"create", "write", "sync", "rename", "link", "unlink", "rmdir", "mkdir", "sync_dir", "truncate"}
 READING = {"append", "map", "read", "listdir", "size", "lock", "free_bytes"}
@@ -92,7 +95,7 @@ class FlakyFiles(CountingFiles):
         return super().passes(operation, path, size_bytes)
 
 
-def labels_of(key: tuple[Labels, Shape, int]) -> dict[str, str]:
+def all_labels(key: tuple[Labels, Shape, int]) -> dict[str, str]:
     owner, shape, _ = key
     return {"__name__": shape.metric, **dict(owner), **dict(shape.labels)}
 
@@ -123,10 +126,6 @@ def stepped(samples: Model, steps_ms: Sequence[int], lookback_ms: int) -> dict[t
             row.append(float_of(pairs[at][1]) if there else float("nan"))
         found[name] = row
     return found
-
-
-def float_of(bits: int) -> float:
-    return float(np.int64(bits).view(np.float64))
 
 
 class World:
@@ -342,7 +341,9 @@ class World:
         self._agree(found, self._within(matchers, start_ms, end_ms))
 
     def _within(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> Model:
-        return {k: v for k, v in self.expected.items() if start_ms <= k[2] < end_ms and matches(labels_of(k), matchers)}
+        return {
+            k: v for k, v in self.expected.items() if start_ms <= k[2] < end_ms and matches(all_labels(k), matchers)
+        }
 
     def _agree(self, found: Model, expected: Model) -> None:
         wrong = {
@@ -375,3 +376,39 @@ class World:
         found = self.store.matrix(ids, np.array(steps_ms, dtype=np.int64), lookback_ms)
         wanted = np.array([expected.get(name, nothing) for name in names]).reshape(-1, len(steps_ms))
         np.testing.assert_array_equal(found, wanted)
+
+
+def steady(
+    world: World, rows: int, shapes: Sequence[Shape] = SHAPES[:1], owner: Labels = OWNERS[0], step_ms: int = 1000
+) -> None:
+    """Rows as a scrape has them, not committed."""
+    for i in range(rows):
+        world.now_ms += step_ms
+        world.row(owner, world.now_ms, {shape: i * 8 + j for j, shape in enumerate(shapes)}, recurring=True)
+
+
+def slowly_rolled(samples: Model, width_ms: int) -> Model:
+    """Sample by sample."""
+    series: dict[tuple[Labels, Shape], list[tuple[int, float]]] = {}
+    for (owner, shape, time_ms), bits in sorted(samples.items()):
+        if bits != STALE_BITS and not math.isnan(float_of(bits)):
+            series.setdefault((owner, shape), []).append((time_ms, float_of(bits)))
+    out = Model()
+    for (owner, shape), pairs in series.items():
+        before = None
+        buckets: dict[int, dict[str, float]] = {}
+        for time_ms, value in pairs:
+            bucket = buckets.setdefault(-(-time_ms // width_ms) * width_ms, {})
+            bucket["min"] = min(bucket.get("min", value), value)
+            bucket["max"] = max(bucket.get("max", value), value)
+            bucket["sum"] = bucket.get("sum", 0.0) + value
+            bucket["count"] = bucket.get("count", 0.0) + 1
+            if shape.metric in "ac":  # counters and histograms
+                grown = 0.0 if before is None else value - before if value >= before else value
+                bucket["increase"] = bucket.get("increase", 0.0) + grown
+            before = value
+        for end_ms, bucket in buckets.items():
+            for name, figure in bucket.items():
+                labels = labels_of({**dict(shape.labels), "__rollup__": name})
+                out[owner, Shape(shape.metric, labels), end_ms] = bits_of(figure)
+    return out

@@ -9,7 +9,7 @@ from bench import report
 from bench.__main__ import main
 from bench.catalogue import BENCHES
 
-NAMES = ["stub", "ring", "storage", "ingest", "disk", "memory", "recovery", "fleet", "freshness", "page"]
+NAMES = ["stub", "stream", "ring", "storage", "ingest", "disk", "memory", "recovery", "fleet", "freshness", "page"]
 
 
 def test_list_names_every_bench(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +41,7 @@ QUICK = {
         ("overhead", "cpu_percent"),
         ("overhead", "rss_above_grpc_mb"),
     },
+    "stream": {("flood", "cpu_us_per_message"), ("1 Hz", "cpu_us_per_message")},
     "ring": {("append 10", "rows_per_s"), ("append 10000", "samples_per_s"), ("matrix 1000x60", "cells_per_s")},
     "storage": {
         *((f"write {width}", f"{stage}_ns_per_sample") for width in (100, 1000) for stage in STAGES),
@@ -61,6 +62,7 @@ QUICK = {
 }
 PEERS = {
     "stub": {"prometheus_client", "opentelemetry"},
+    "stream": {"grpc.aio"},
     "memory": {"victoriametrics", "prometheus"},
     "recovery": {"victoriametrics", "prometheus"},
 }

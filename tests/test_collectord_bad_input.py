@@ -9,6 +9,7 @@ import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -467,7 +468,7 @@ async def test_a_message_far_over_the_limit_is_not_even_read(
     async with moves(daemon, "collectord_streams_broken_total"):
         await agent.send(bytes(16 * MESSAGE_BYTES))
         assert await agent.status() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "larger than max" in await agent.call.details()
+        assert "expected at most" in await agent.call.details()
 
 
 async def test_a_message_at_the_limit_is_read(daemon: DaemonProcess, connect: Connect) -> None:
@@ -548,10 +549,10 @@ async def test_a_client_that_never_reads_is_cut_and_told_when_it_does(daemon: Da
 
 
 async def come_and_go(channel: grpc.aio.Channel, number: int) -> None:
-    """Cancel at once, or after a hello that nobody waits for, or after the welcome; as one of 750 instances."""
+    """Cancel at once, or after a hello that nobody waits for, or after the welcome; as one of 120 instances."""
     call = channel.stream_stream(METHOD)()
     if number % 4:
-        instance = f"churn-{number % 1000}"
+        instance = f"churn-{number % 1000 % 160}"
         await call.write(hello(instance, agent="churn", start_time_unix_ms=1, connection=number).SerializeToString())
     if number % 4 == 1 or number % 4 == 2:
         await call.read()
@@ -559,13 +560,13 @@ async def come_and_go(channel: grpc.aio.Channel, number: int) -> None:
 
 
 async def churn(address: str, numbers: range) -> None:
-    channels = [grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
+    channels = [grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(40)]
 
     async def lane(at: int) -> None:
-        for number in numbers[at :: len(channels) * 4]:
-            await come_and_go(channels[at % len(channels)], number)
+        for number in numbers[at :: len(channels)]:
+            await come_and_go(channels[at], number)
 
-    await asyncio.gather(*(lane(at) for at in range(len(channels) * 4)))
+    await asyncio.gather(*(lane(at) for at in range(len(channels))))
     for channel in channels:
         await channel.close()
 
@@ -581,9 +582,10 @@ async def test_ten_thousand_connects_and_cancels_leave_the_memory_flat(daemon: D
         eventually(all_gone, 30.0)
         return int(process.memory_info().rss)
 
-    await churn(daemon.grpc, range(1, 3001))  # what the allocators take once
-    before_bytes = await asyncio.to_thread(settled)
+    held_bytes = []
     async with moves(daemon, "collectord_streams_accepted_total", "collectord_streams_broken_total"):
-        await churn(daemon.grpc, range(10_001, 20_001))
-    after_bytes = await asyncio.to_thread(settled)
-    assert after_bytes - before_bytes < 6 << 20, "6 MiB: 600 bytes a connection"
+        for first in range(0, 16_000, 4000):  # a leak is in every part, what allocators do is not
+            await churn(daemon.grpc, range(first + 1, first + 4001))
+            held_bytes.append(await asyncio.to_thread(settled))
+    growth_bytes = [after - before for before, after in pairwise(held_bytes)]
+    assert min(growth_bytes) < 2 << 20, f"{growth_bytes}, expected one below 2 MiB: 500 bytes a connection"

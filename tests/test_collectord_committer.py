@@ -13,7 +13,7 @@ import pytest
 
 from agent_stub.wire import stream_pb2 as wire
 from collectord import committer as module
-from collectord.committer import Committer
+from collectord.committer import Committer, Turn
 from collectord.config import Config, Storage
 from collectord.conversation import CollectorConversation
 from collectord.dictionary import Dictionary
@@ -361,6 +361,41 @@ async def test_a_full_wal_stops_writing_until_the_background_has_made_room(tmp_p
     await until(lambda: stream.conversation.acks_waiting)
     await house.end()
     assert house.on_disk() == {n: float(n) for n in range(1, sequence + 2)}
+
+
+def test_who_has_little_to_say_never_waits_and_who_floods_gets_one_message_a_turn() -> None:
+    flood, quiet, now_s, written = Turn(), Turn(), 100.0, 0
+    for step in range(1000):  # of 1 ms
+        if not step % 25:
+            assert quiet.rest_s(now_s + step / 1e3, 900, 0, 0.02) == 0.0
+    while now_s < 101.0:
+        now_s += flood.rest_s(now_s, 900, 0, 0.02) + 1e-6
+        written += 1
+    assert 48 <= written <= 52
+
+
+def test_a_share_is_used_up_before_a_stream_rests() -> None:
+    turn = Turn()
+    rests_s = [turn.rest_s(0.0, 1000, 3000, 0.02) for _ in range(4)]
+    assert rests_s == [0.0, 0.0, 0.0, 0.02]
+
+
+async def test_the_fuller_the_wal_the_smaller_a_streams_share(tmp_path: Path) -> None:
+    house = House(tmp_path / "data", wal_file_bytes=1 << 12, wal_bytes=1 << 14)
+    stream, sequence, shares = house.stream(), 0, []
+    while not house.committer.full:
+        sequence += 1
+        stream.send(sequence)
+        house.committer.tick()
+        await until(lambda: stream.conversation.acks_waiting)
+        stream.acked()
+        house.committer.look()
+        shares.append(house.committer.share_bytes)
+    limited = [share for share in shares if share is not None]
+    assert shares[0] is None
+    assert limited == sorted(limited, reverse=True)
+    assert limited[0] > 100 * (limited[-1] + 1)
+    await house.end()
 
 
 async def test_a_small_wal_is_full_only_until_the_background_has_made_room(tmp_path: Path) -> None:

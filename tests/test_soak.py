@@ -35,7 +35,7 @@ KILLS = 200  # at least
 ROUNDS = 10
 CONNECTS = 10_000
 LANES = 32
-MOST_GROWTH_BYTES = 4 << 20  # over the second half, when rings and histories have filled: 84 bytes a connect
+MOST_GROWTH_BYTES = 4 << 20  # from one half to the other, when rings and histories have filled: 84 bytes a connect
 
 
 async def come_and_go(address: str, lane: int, numbers: Iterable[int]) -> None:
@@ -69,7 +69,8 @@ async def test_a_hundred_thousand_connects_and_cancels_leave_the_memory_flat(dae
         eventually(lambda: daemon.counters()["collectord_streams"] == 0, 60.0)
         settled_bytes.append(process.memory_info().rss)
         print(f"after {first + CONNECTS:,} connects: {settled_bytes[-1] / 2**20:.1f} MiB", flush=True)
-    assert settled_bytes[-1] - settled_bytes[ROUNDS // 2 - 1] < MOST_GROWTH_BYTES, settled_bytes
+    early, late = settled_bytes[1 : ROUNDS // 2], settled_bytes[ROUNDS // 2 :]
+    assert min(late) - min(early) < MOST_GROWTH_BYTES, settled_bytes  # at its lowest: allocators take and give back
 
 
 @pytest.mark.soak

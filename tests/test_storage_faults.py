@@ -27,9 +27,21 @@ from storage.snapshot import create
 from storage.wal_frames import iter_frames
 from tests.columns_model import OWNERS, SHAPES, Model
 from tests.data_directory import flip, listing
-from tests.faulty_files import ForgetfulFiles
+from tests.faulty_files import FailingFiles, ForgetfulFiles
 from tests.independent_reader import segment, wal
-from tests.store_model import ALWAYS, HOUR_MS, NOW_MS, SETTINGS, FlakyFiles, Killed, KilledFiles, World, labels_of
+from tests.store_model import (
+    ALWAYS,
+    HOUR_MS,
+    NOW_MS,
+    SETTINGS,
+    TIGHT,
+    FlakyFiles,
+    Killed,
+    KilledFiles,
+    World,
+    all_labels,
+    steady,
+)
 
 Named = tuple[tuple[str, str], ...]
 X, Y, Z = OWNERS[:3]
@@ -273,7 +285,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def named(samples: Model) -> set[tuple[Named, int]]:
     """The samples' names, as the independent reader gives them."""
-    return {(tuple(sorted(labels_of(key).items())), key[2]) for key in samples}
+    return {(tuple(sorted(all_labels(key).items())), key[2]) for key in samples}
 
 
 def copied(world: World, root: Path) -> Callable[[], World]:
@@ -361,3 +373,91 @@ def test_what_clean_and_lock_say_is_of_no_consequence(tmp_path: Path, grown: Wor
     world = opened()
     assert world.shown() == grown.certain
     assert not world.store.recovered.unclean
+
+
+# Commits and starts
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_what_came_after_a_commit_that_failed_overwrites_what_was_in_it(tmp_path: Path, failures: int) -> None:
+    files = FailingFiles()
+    world = World(tmp_path / "data", files=files)
+    for value in range(1, failures + 1):
+        world.loose(X, NOW_MS, {COUNTER: value})
+        world.take()
+        fault = files.fail("sync", errno.EIO)
+        with pytest.raises(OSError, match="Input/output error"):
+            world.land()
+        fault.stop()
+    world.row(X, NOW_MS, {COUNTER: 9, GAUGE: 9}, recurring=True)
+    world.commit()
+    world.reopen()
+    assert world.certain == {(X, COUNTER, NOW_MS): 9, (X, GAUGE, NOW_MS): 9}
+
+
+def test_of_files_that_could_not_be_written_only_those_with_something_safe_are_kept(tmp_path: Path) -> None:
+    files = FailingFiles()
+    world = World(tmp_path / "data", files=files)
+    steady(world, 3)
+    world.commit()
+    files.fail("write", errno.ENOSPC, path="*.wal", after_bytes=40)  # a header, and no frame
+    for _ in range(10):
+        steady(world, 1)
+        with pytest.raises(OSError, match="No space left"):
+            world.commit()
+    assert len(list((world.root / "wal").iterdir())) == 1
+    files.heal()
+    world.reopen(clean=False)
+    assert len(world.certain) == 3
+
+
+def test_what_a_killed_process_left_unsynced_is_safe_before_it_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    disk = ForgetfulFiles(tmp_path / "data")
+    files = FailingFiles(disk)
+    world = World(tmp_path / "data", files=files)
+    steady(world, 3)
+    world.commit()
+    steady(world, 1)
+    world.take()
+    files.fail("sync", Killed())
+    with pytest.raises(Killed):
+        world.land()
+    world.start(disk)
+    assert list(world.store.safe(X)) == [(1, 4)]
+    disk.power_cut()
+    world.start(disk)
+    assert list(world.store.safe(X)) == [(1, 4)]
+    world.close()
+    disk.close()
+
+
+def test_rows_of_a_file_that_could_not_be_closed_stay_until_it_is_a_segment(tmp_path: Path) -> None:
+    files = FailingFiles()
+    world = World(tmp_path / "data", TIGHT, files)
+    steady(world, 10)
+    fault = files.fail("sync", errno.EIO, nth=2)  # the header of the file is synced first
+    with pytest.raises(OSError, match="Input/output error"):
+        world.roll()
+    fault.stop()
+    steady(world, 5)
+    world.roll()
+    for _ in range(30):
+        steady(world, 1)
+        world.check()
+    world.flush()
+    world.check()
+
+
+@pytest.mark.parametrize("operation", ["listdir", "map", "sync_dir", "free_bytes", "append"])
+def test_a_directory_that_cannot_be_read_is_refused_by_name_and_left_as_it_is(tmp_path: Path, operation: str) -> None:
+    files = FailingFiles()
+    world = World(tmp_path / "data", files=files)
+    steady(world, 3)
+    world.commit()
+    world.close()
+    files.fail(operation, errno.EACCES)
+    with pytest.raises(StorageError, match="Permission denied"):
+        world.start()
+    files.heal()
+    world.start()

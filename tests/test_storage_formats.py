@@ -15,7 +15,7 @@ import pytest
 from storage.format import DATA_VERSION, SEGMENT_VERSION, TIERS, WAL_VERSION
 from tests import independent_reader
 from tests.columns_model import METAS, OWNERS, SHAPES, Model, bits_of, to_model
-from tests.store_model import ALWAYS, HOUR_MS, NOW_MS, SETTINGS, World, labels_of
+from tests.store_model import ALWAYS, HOUR_MS, NOW_MS, SETTINGS, World, all_labels
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v1"
 DIRECTORY = FIXTURES / "directory"
@@ -25,7 +25,7 @@ Named = dict[tuple[tuple[tuple[str, str], ...], int], int]
 
 def named(samples: Model) -> Named:
     """As the independent reader gives them."""
-    return {(tuple(sorted(labels_of(key).items())), key[2]): bits for key, bits in samples.items()}
+    return {(tuple(sorted(all_labels(key).items())), key[2]): bits for key, bits in samples.items()}
 
 
 def by_store(world: World, tier: str) -> Named:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import math
 import random
 import threading
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from storage.files import Files
 from storage.format import BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES, TIERS, CorruptError
 from storage.settings import StoreSettings
 from storage.snapshot import create, restore, verify
-from storage.types import STALE_BITS, Labels, Shape, labels_of
-from tests.columns_model import OWNERS, SHAPES, Model, bits_of, float_of, to_model
+from storage.types import STALE_BITS, Shape, labels_of
+from tests.columns_model import OWNERS, SHAPES, bits_of, to_model
 from tests.data_directory import flip
 from tests.faulty_files import FailingFiles, ForgetfulFiles
-from tests.store_model import ALWAYS, HOUR_MS, MINUTE_MS, NOW_MS, SETTINGS, Killed, KilledFiles, World
+from tests.store_model import ALWAYS, HOUR_MS, MINUTE_MS, NOW_MS, SETTINGS, Killed, KilledFiles, World, slowly_rolled
 
 X, Y = OWNERS[:2]
 A, B = SHAPES[0], SHAPES[3]  # a counter, a gauge
@@ -339,33 +338,6 @@ def test_beyond_the_raw_samples_retention_a_selection_asks_the_rollups(tmp_path:
 
 
 # Rollups
-
-
-def slowly_rolled(samples: Model, width_ms: int) -> Model:
-    """Sample by sample."""
-    series: dict[tuple[Labels, Shape], list[tuple[int, float]]] = {}
-    for (owner, shape, time_ms), bits in sorted(samples.items()):
-        if bits != STALE_BITS and not math.isnan(float_of(bits)):
-            series.setdefault((owner, shape), []).append((time_ms, float_of(bits)))
-    out = Model()
-    for (owner, shape), pairs in series.items():
-        before = None
-        buckets: dict[int, dict[str, float]] = {}
-        for time_ms, value in pairs:
-            bucket = buckets.setdefault(-(-time_ms // width_ms) * width_ms, {})
-            bucket["min"] = min(bucket.get("min", value), value)
-            bucket["max"] = max(bucket.get("max", value), value)
-            bucket["sum"] = bucket.get("sum", 0.0) + value
-            bucket["count"] = bucket.get("count", 0.0) + 1
-            if shape.metric in "ac":  # counters and histograms
-                grown = 0.0 if before is None else value - before if value >= before else value
-                bucket["increase"] = bucket.get("increase", 0.0) + grown
-            before = value
-        for end_ms, bucket in buckets.items():
-            for name, figure in bucket.items():
-                labels = labels_of({**dict(shape.labels), "__rollup__": name})
-                out[owner, Shape(shape.metric, labels), end_ms] = bits_of(figure)
-    return out
 
 
 @pytest.mark.parametrize("seed", [0, 2, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in range(6, 60))])

@@ -24,18 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.columns import Columns, take
-from storage.merge import (
-    copy_rows,
-    distinct,
-    first_at_or_after,
-    gathered,
-    merge,
-    order_by,
-    pieces,
-    spread,
-    steps,
-    unify,
-)
+from storage.merge import merge, steps, unify
+from storage.passes import copy_rows, distinct, first_at_or_after, gathered, order_by, pieces, spread
 from storage.types import STALE_BITS, Meta
 
 X, Y = OWNERS[:2]
@@ -180,7 +170,7 @@ def test_distinct_finds_the_first_of_equal_rows(rows: list[list[int]], gap: int)
 
 
 def test_rows_whose_digests_meet_are_not_taken_for_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.merge._digests", lambda _items, _starts, counts: np.zeros(len(counts), np.uint64))
+    monkeypatch.setattr("storage.passes._digests", lambda _items, _starts, counts: np.zeros(len(counts), np.uint64))
     rows = [[1, 2], [1, 2], [3], [1, 3], [1, 2], []]
     firsts, number = distinct(*laid(rows))
     assert [rows[firsts[n]] for n in number] == rows

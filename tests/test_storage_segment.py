@@ -43,10 +43,11 @@ FIXTURES = Path(__file__).parent / "fixtures" / "v1"
 def write(path: Path, *parts: Columns, files: Files | None = None, **options: Any) -> SegmentInfo:
     """A segment of parts, each of which is put in order."""
     given = {"number": 7, "order": 5, "tier": "raw"} | options
+    wal = given.pop("wal", 0)
     writer = SegmentWriter(files or Files(), path, **given)
     for part in parts:
         writer.add(in_order(part))
-    return writer.finish()
+    return writer.finish(wal=wal)
 
 
 def opened(path: Path) -> Segment:

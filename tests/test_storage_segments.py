@@ -31,7 +31,7 @@ from tests.faulty_files import FailingFiles
 
 DAY = 86_400_000
 HOUR = 3_600_000
-RULES = MergeRules(partition_ms=DAY, seal_ms=HOUR)
+RULES = MergeRules(partition_ms=DAY, seal_ms=HOUR, fewest=4)
 
 
 def loaded(root: Path, files: Files | None = None, **options: int) -> SegmentSet:

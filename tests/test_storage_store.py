@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from storage.files import Files, LockedError
-from storage.format import StorageError
 from storage.matchers import Matcher
 from storage.snapshot import create, restore
 from storage.store import Store
 from storage.types import Labels, Shape
 from tests.columns_model import OWNERS, SHAPES, bits_of, to_model, value_bits
-from tests.faulty_files import FailingFiles, ForgetfulFiles
-from tests.store_model import ALWAYS, HOUR_MS, MINUTE_MS, NOW_MS, SETTINGS, UNKNOWN, Killed, World
+from tests.faulty_files import ForgetfulFiles
+from tests.store_model import ALWAYS, HOUR_MS, MINUTE_MS, NOW_MS, SETTINGS, TIGHT, UNKNOWN, World, steady
 
 WIDE = [Shape(f"w{i:02}", ()) for i in range(40)]  # more than an open group holds
 X, A, B = OWNERS[0], SHAPES[0], SHAPES[1]
-TIGHT = replace(SETTINGS, memory_bytes=4300, slots=16)  # one ring, of 16 rows
 owners = st.sampled_from(OWNERS[:3])
 shapes = st.lists(st.sampled_from(SHAPES[:4]), min_size=1, max_size=4, unique=True)
 ages_ms = st.one_of(
@@ -44,26 +41,16 @@ matchers = st.sampled_from(
         [Matcher("__name__", "=", "a")],
         [Matcher("__name__", "!=", "a"), Matcher("instance", "=", "x")],
         [Matcher("__name__", "=~", "a|b"), Matcher("k", "=", "")],
-        [Matcher("instance", "!~", "x|y")],
-        [Matcher("k", "=~", "1|2"), Matcher("instance", "!=", "z")],
+        [Matcher("k", "=~", "1|2"), Matcher("instance", "!~", "x|y")],
         [Matcher("job", "=", "nobody")],
     ]
 )
 
 
-def steady(world: World, rows: int, shapes: Sequence[Shape] = (A,), owner: Labels = X, step_ms: int = 1000) -> None:
-    """Rows as a scrape has them, not committed."""
-    for i in range(rows):
-        world.now_ms += step_ms
-        world.row(owner, world.now_ms, {shape: i * 8 + j for j, shape in enumerate(shapes)}, recurring=True)
-
-
 class StoreMachine(RuleBasedStateMachine):
     """Each rule is one thing that happens to a store."""
 
-    @initialize(
-        seed=st.one_of(st.none(), st.integers(0, 1 << 16)), memory_bytes=st.sampled_from([4300, 13_000, 1 << 20])
-    )
+    @initialize(seed=st.none() | st.integers(0, 1 << 16), memory_bytes=st.sampled_from([4300, 13_000, 1 << 20]))
     def begin(self, seed: int | None, memory_bytes: int) -> None:
         self.folder = Path(tempfile.mkdtemp())
         (self.folder / "data").mkdir()
@@ -222,39 +209,6 @@ def test_a_row_overwrites_a_loose_sample_of_the_same_tick(tmp_path: Path) -> Non
     assert world.certain[X, B, NOW_MS] == 3
 
 
-@pytest.mark.parametrize("failures", [1, 3])
-def test_what_came_after_a_commit_that_failed_overwrites_what_was_in_it(tmp_path: Path, failures: int) -> None:
-    files = FailingFiles()
-    world = World(tmp_path / "data", files=files)
-    for value in range(1, failures + 1):
-        world.loose(X, NOW_MS, {A: value})
-        world.take()
-        fault = files.fail("sync", errno.EIO)
-        with pytest.raises(OSError, match="Input/output error"):
-            world.land()
-        fault.stop()
-    world.row(X, NOW_MS, {A: 9, B: 9}, recurring=True)
-    world.commit()
-    world.reopen()
-    assert world.certain == {(X, A, NOW_MS): 9, (X, B, NOW_MS): 9}
-
-
-def test_of_files_that_could_not_be_written_only_those_with_something_safe_are_kept(tmp_path: Path) -> None:
-    files = FailingFiles()
-    world = World(tmp_path / "data", files=files)
-    steady(world, 3)
-    world.commit()
-    files.fail("write", errno.ENOSPC, path="*.wal", after_bytes=40)  # a header, and no frame
-    for _ in range(10):
-        steady(world, 1)
-        with pytest.raises(OSError, match="No space left"):
-            world.commit()
-    assert len(list((world.root / "wal").iterdir())) == 1
-    files.heal()
-    world.reopen(clean=False)
-    assert len(world.certain) == 3
-
-
 @settings(max_examples=12, deadline=None)
 @given(st.permutations(range(20)), st.integers(2, 20), st.booleans())
 def test_late_samples_may_come_in_any_order(order: list[int], each: int, kill: bool) -> None:
@@ -315,27 +269,6 @@ def test_an_instance_that_is_forgotten_is_not_in_the_next_file(tmp_path: Path) -
     assert list(Store.open(world.root, world.settings, NOW_MS).safe(X)) == []
 
 
-def test_what_a_killed_process_left_unsynced_is_safe_before_it_is_called_so(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    disk = ForgetfulFiles(tmp_path / "data")
-    files = FailingFiles(disk)
-    world = World(tmp_path / "data", files=files)
-    steady(world, 3)
-    world.commit()
-    steady(world, 1)
-    world.take()
-    files.fail("sync", Killed())
-    with pytest.raises(Killed):
-        world.land()
-    world.start(disk)
-    assert list(world.store.safe(X)) == [(1, 4)]
-    disk.power_cut()
-    world.start(disk)
-    assert list(world.store.safe(X)) == [(1, 4)]
-    world.close()
-    disk.close()
-
-
 # Memory
 
 
@@ -359,23 +292,6 @@ def test_a_late_row_among_rows_that_may_be_overwritten_is_not(tmp_path: Path) ->
     for _ in range(20):
         steady(world, 1)
         world.check()
-
-
-def test_rows_of_a_file_that_could_not_be_closed_stay_until_it_is_a_segment(tmp_path: Path) -> None:
-    files = FailingFiles()
-    world = World(tmp_path / "data", TIGHT, files)
-    steady(world, 10)
-    fault = files.fail("sync", errno.EIO, nth=2)  # the header of the file is synced first
-    with pytest.raises(OSError, match="Input/output error"):
-        world.roll()
-    fault.stop()
-    steady(world, 5)
-    world.roll()
-    for _ in range(30):
-        steady(world, 1)
-        world.check()
-    world.flush()
-    world.check()
 
 
 def backfill(world: World) -> None:
@@ -582,17 +498,3 @@ def test_a_clean_stop_is_known_as_such_and_a_kill_as_another(tmp_path: Path) -> 
     assert (world.store.recovered.fresh, world.store.recovered.unclean) == (False, False)
     world.reopen(clean=False)
     assert (world.store.recovered.fresh, world.store.recovered.unclean) == (False, True)
-
-
-@pytest.mark.parametrize("operation", ["listdir", "map", "sync_dir", "free_bytes", "append"])
-def test_a_directory_that_cannot_be_read_is_refused_by_name_and_left_as_it_is(tmp_path: Path, operation: str) -> None:
-    files = FailingFiles()
-    world = World(tmp_path / "data", files=files)
-    steady(world, 3)
-    world.commit()
-    world.close()
-    files.fail(operation, errno.EACCES)
-    with pytest.raises(StorageError, match="Permission denied"):
-        world.start()
-    files.heal()
-    world.start()

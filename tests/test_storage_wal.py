@@ -17,7 +17,7 @@ from crc32c import crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import wal_frames, wal_reader, wal_writer
+from storage import wal_frames, wal_rows, wal_writer
 from storage.files import Files
 from storage.format import CorruptError, StorageError, TooNewError
 from storage.sequences import Sequences
@@ -174,7 +174,7 @@ def steady(tmp_path: Path) -> Written:
 @pytest.fixture(params=[1, 64], ids=["slabs", "loose"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file as small as a test's goes one way by itself; both must say the same."""
-    monkeypatch.setattr(wal_reader, "LEAST_CELLS", request.param)
+    monkeypatch.setattr(wal_rows, "LEAST_CELLS", request.param)
 
 
 either_way = pytest.mark.usefixtures("_either_way")
@@ -245,7 +245,7 @@ def test_whatever_was_written_is_read(
     path = tmp_path_factory.getbasetemp() / "any.wal"
     written = write(path, ticks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wal_reader, "LEAST_CELLS", least_cells)
+        patch.setattr(wal_rows, "LEAST_CELLS", least_cells)
         found = read_wal(FILES, path)
     assert to_model(found.columns) == model_of(ticks)
     assert found.received == received_of([received for one in ticks for received in one.ranges])
@@ -498,7 +498,7 @@ def test_after_a_power_cut_all_that_was_safe_is_there(
 
 def test_a_file_cut_at_any_length_is_its_whole_frames(steady: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     for length in range(len(steady.data)):
-        monkeypatch.setattr(wal_reader, "LEAST_CELLS", 64 if length % 2 else 1)
+        monkeypatch.setattr(wal_rows, "LEAST_CELLS", 64 if length % 2 else 1)
         found = reread(steady.path, steady.data[:length])
         ends = [32, *(end for _, end, _, _ in steady.frames)]
         valid = max((end for end in ends if end <= length), default=0)
@@ -527,7 +527,7 @@ def test_a_flipped_bit_anywhere_costs_its_frame_and_never_makes_a_wrong_sample(
         padding = first + 16 + struct.unpack_from("<I", steady.data, first + 4)[0]
         left = complete if kind == 3 else model_of([*STEADY[:i], *STEADY[i + 1 :]])
         for at in range(first, end):
-            monkeypatch.setattr(wal_reader, "LEAST_CELLS", 64 if at % 2 else 1)
+            monkeypatch.setattr(wal_rows, "LEAST_CELLS", 64 if at % 2 else 1)
             found = reread(steady.path, flipped(steady.data, at, 1 << (at * 5 + 3) % 8))
             losses = [(loss.offset_bytes, loss.size_bytes) for loss in found.losses]
             model = to_model(found.columns)
