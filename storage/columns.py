@@ -16,7 +16,6 @@ from storage.passes import (
     Mask,
     Numbers,
     Places,
-    copy_rows,
     distinct,
     edges_of,
     first_at_or_after,
@@ -24,34 +23,12 @@ from storage.passes import (
     group_starts,
     in_use,
     order_by,
-    pieces,
     pruned,
     spread,
 )
 from storage.types import ABSENT_BITS, Labels, Matrix, Meta, Shape, Times, Vector, absent
 
 _Name = TypeVar("_Name", Labels, Shape)
-
-__all__ = [
-    "Columns",
-    "Mask",
-    "Numbers",
-    "Places",
-    "Slab",
-    "copy_rows",
-    "cut",
-    "from_loose",
-    "from_rows",
-    "from_slabs",
-    "gathered",
-    "in_order",
-    "keep",
-    "pieces",
-    "spread",
-    "take",
-    "to_rows",
-    "with_shared_vectors",
-]
 
 
 @dataclass(slots=True)

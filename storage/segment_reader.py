@@ -15,7 +15,7 @@ import orjson
 from crc32c import crc32c
 
 from storage.codec import DecodeError, decode_ints, decode_text, decode_values, open_block
-from storage.columns import Columns, Numbers, Places, cut, take
+from storage.columns import Columns, cut, take
 from storage.files import Files
 from storage.format import (
     BLOCK_HEADER_BYTES,
@@ -30,7 +30,7 @@ from storage.format import (
     CorruptError,
     TooNewError,
 )
-from storage.passes import copy_rows, edges_of, gathered, in_use, spread
+from storage.passes import Numbers, Places, copy_rows, edges_of, gathered, in_use, spread
 from storage.segment_writer import SegmentInfo, info_of
 from storage.types import ABSENT_BITS, TIME, VALUE, Labels, Meta, Shape
 

@@ -19,7 +19,7 @@ import orjson
 from crc32c import crc32c
 
 from storage.codec import BEST_LEVEL, Hint, block, encode_ints, encode_text, encode_values
-from storage.columns import Columns, Numbers, Places
+from storage.columns import Columns
 from storage.files import Files
 from storage.format import (
     BLOCK_NUMBERS,
@@ -31,7 +31,7 @@ from storage.format import (
     VALUES_IN_BLOCK,
     StorageError,
 )
-from storage.passes import edges_of, gathered, in_use, pieces
+from storage.passes import Numbers, Places, edges_of, gathered, in_use, pieces
 from storage.types import Labels, Meta, Shape, Times, Vector
 
 _UNKNOWN: Final = Meta("", "", "", "")

@@ -152,6 +152,8 @@ class Store:
         """A WAL file into the rings; returns how many samples found no room there."""
         found = self.recovered
         file = read_wal(files, path)
+        missing = self._load(file)
+        file.content = None  # mapped until here; now its tail may be cut
         data.cut_tail(path, file)
         if found.unclean:
             with files.append(path) as unsynced:
@@ -162,11 +164,15 @@ class Store:
         found.lost_samples += file.lost_samples
         found.damage += file.losses
         self._remember(file, wal)
+        return missing
+
+    def _load(self, file: WalFile) -> int:
+        """Returns how many samples found no room in the rings."""
         if file.content is None:
             return 0
         loader = Loader(self.head, file.content)
         loader.load()
-        found.wal_samples += loader.samples
+        self.recovered.wal_samples += loader.samples
         return loader.missing
 
     @staticmethod
@@ -331,14 +337,14 @@ class Store:
 
     def read(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, tier: str = "raw") -> Columns:
         """Every sample with start_ms <= time < end_ms of the series that match: of segments, WAL and rings, each once."""
-        parts = [self._read_segment(s, matchers, start_ms, end_ms) for s in self._overlapping(tier, start_ms, end_ms)]
-        if tier == "raw":
+        rows = late = None
+        if tier == "raw":  # first, or what becomes a segment meanwhile would be in neither
             ids = self.head.index.match(matchers)
             late = self.head.read_late(ids, start_ms, end_ms)
             # What segments have need not be found twice: weaving the two together would cost more than reading either.
             rows = self.head.read(ids, start_ms, end_ms, unsaved=self.durable)
-            parts += [part for part in (late, rows) if part is not None]
-        return _merged(parts)
+        parts = [self._read_segment(s, matchers, start_ms, end_ms) for s in self._overlapping(tier, start_ms, end_ms)]
+        return _merged([*parts, *(part for part in (late, rows) if part is not None)])
 
     def select(
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_ms: int, lookback_ms: int = 300_000
@@ -371,7 +377,7 @@ class Store:
         if not older and late is None:
             return self.head.matrix(ids, steps_ms, lookback_ms)
         names = self.head.names(ids)
-        parts = [self._read_named(segment, names, start_ms, end_ms) for segment in older]
+        parts = [self._read_named(segment, names, start_ms, before_ms) for segment in older]
         parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
         found = _merged(parts)
         row_of = {name: row for row, name in enumerate(names)}

@@ -49,12 +49,11 @@ class Header(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A valid one: its kind, where its payload begins, the payload's bytes without the padding, its CRC."""
+    """A valid one: its kind, where its payload begins, and the payload's bytes without the padding."""
 
     kind: int
     at: int
     length: int
-    crc: int
 
 
 def iter_frames(files: Files, path: Path) -> Iterator[tuple[Frame, memoryview]]:
@@ -192,7 +191,7 @@ class _Scan:
         if crc32c(data[at + KIND_AT : payload + length]) != crc:
             self._left_bytes -= length + TRY_BYTES
             return None
-        return Frame(kind, payload, length, crc)
+        return Frame(kind, payload, length)
 
     def _next(self, at: int) -> int:
         """Where the next valid frame begins; the file's end when there is none."""

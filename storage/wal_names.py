@@ -60,15 +60,15 @@ class Layouts:
         return self.shape[self.start[place] : self.start[place] + self.width[place]]
 
 
-class Names(NamedTuple):
+class Declaration(NamedTuple):
     """What one frame declares, besides sets: numbers of the file's own."""
 
     owners: list[tuple[int, Labels]]
     shapes: list[tuple[int, Shape, Meta]]
 
 
-Known = Mapping[tuple[int, int], Names]
-"""What frames of declarations say, by their length and CRC: known by who wrote them, and need not be parsed."""
+Known = Mapping[int, Declaration]
+"""What frames of declarations say, by where their payloads begin: known by who wrote them, and need not be parsed."""
 
 
 class Declared:
@@ -98,7 +98,7 @@ class Declared:
         first = 8 + text_bytes + -text_bytes % 4
         if first + 4 * words != frame.length:
             raise ValueError(f"{text_bytes} bytes and {words} words do not make {frame.length} bytes")
-        names = known.get((frame.length, frame.crc)) or _parsed(payload[8 : 8 + text_bytes])
+        names = known.get(frame.at) or _parsed(payload[8 : 8 + text_bytes])
         sets = list(_sets(payload[first:].cast("I"), (frame.at + first) // 4))
         for number, labels in names.owners:
             if number not in self.owner_numbers:
@@ -135,7 +135,7 @@ def _sets(words: memoryview, word: int) -> Iterator[tuple[int, int, int, int]]:
         at += 3 + words[at + 2]
 
 
-def _parsed(text: memoryview) -> Names:
+def _parsed(text: memoryview) -> Declaration:
     """ValueError, TypeError, KeyError: it is not the JSON of names."""
     found = orjson.loads(text)
     owners = [(number, _labels(labels)) for number, labels in found["owners"]]
@@ -145,7 +145,7 @@ def _parsed(text: memoryview) -> Names:
     ]
     _check(owners, shapes)
     metas = {meta: Meta(*meta) for _, _, meta in shapes}
-    return Names(owners, [(number, shape, metas[meta]) for number, shape, meta in shapes])
+    return Declaration(owners, [(number, shape, metas[meta]) for number, shape, meta in shapes])
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> Labels:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import starmap
+from itertools import accumulate, starmap
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -33,7 +33,7 @@ from storage.format import (
 )
 from storage.types import ABSENT_BITS, ID, TIME, Labels, Meta, Shape, Times, Vector
 from storage.wal_frames import BEFORE_AT, CRC_AT, FILE_HEADER, FRAME_HEADER, HEADER_CRC_AT, KIND_AT
-from storage.wal_names import Names as Declared
+from storage.wal_names import Declaration
 
 Numbers = npt.NDArray[np.int32]
 Range = tuple[int, int, int]
@@ -107,8 +107,8 @@ class WalWriter:
         self._sets: set[int] = set()  # numbers of those that are declared
         self._owners: set[int] = set()  # likewise
         self._shapes = np.zeros(1024, dtype=bool)  # by number: whether it is declared
-        self.known: dict[tuple[int, int], Declared] = {}  # what is on disk, for `read_wal`
-        self._fresh: list[tuple[bytearray, Declared]] = []  # what is not yet
+        self.known: dict[int, Declaration] = {}  # what is on disk, for `read_wal`
+        self._fresh: list[tuple[bytearray, Declaration]] = []  # what is not yet
         self._checkpoint: list[Range] | None = None
         self._broken = False
         fields = WAL_MAGIC, WAL_VERSION, number, created_ms, 0
@@ -190,7 +190,7 @@ class WalWriter:
         new_shapes = self._new_shapes([shapes, *(row.shapes for row in fresh)])
         if not (fresh or new_owners or len(new_shapes)):
             return []
-        names = Declared(
+        names = Declaration(
             [(number, self._names.owner_labels(number)) for number in new_owners],
             [(number, *self._names.shape(number)) for number in new_shapes.tolist()],
         )
@@ -236,6 +236,9 @@ class WalWriter:
             raise WalBrokenError(self.path)
         if not frames:
             return 0
+        starts = accumulate(map(len, frames), initial=self._file.size + FRAME_HEADER_BYTES)
+        fresh = {id(frame): names for frame, names in self._fresh}
+        declared = {at: fresh[id(frame)] for at, frame in zip(starts, frames, strict=False) if id(frame) in fresh}
         try:
             for frame in frames:
                 _, length, _, _ = FRAME_HEADER.unpack_from(frame)
@@ -246,9 +249,7 @@ class WalWriter:
         except BaseException:
             self._give_up()
             raise
-        for frame, names in self._fresh:
-            _, length, crc, _ = FRAME_HEADER.unpack_from(frame)
-            self.known[length, crc] = names
+        self.known |= declared
         self._fresh = []
         return sum(map(len, frames))
 
