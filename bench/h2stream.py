@@ -14,29 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME_HEADER_BYTES = 9  # length 3, type 1, flags 1, stream 4
-MESSAGE_HEADER_BYTES = 5  # gRPC: compressed 1, length 4
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-END_STREAM, ACK, END_HEADERS = 1, 1, 4
-SETTING_ENABLE_PUSH, SETTING_INITIAL_WINDOW, SETTING_MAX_FRAME = 2, 4, 5
-LARGEST_WINDOW = 2**31 - 1
-DEFAULT_WINDOW = 65535
-DEFAULT_FRAME = 16384
+from collectord.http2 import frames
+from collectord.http2.frames import FRAME_HEAD_BYTES, MESSAGE_HEAD_BYTES, MOST_WINDOW_BYTES, frame
+from collectord.http2.status import metadata_block
+
 STREAM = 1  # the only stream of the connection; 0 means the connection itself
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """One HTTP/2 frame."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def literal_headers(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """HPACK without tables and without Huffman (RFC 7541, 6.2.2).
-
-    REQUIRES: names and values shorter than 127 bytes.
-    """
-    return b"".join(b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in headers)
 
 
 class GrpcStream(asyncio.Protocol):
@@ -54,7 +36,7 @@ class GrpcStream(asyncio.Protocol):
         on_end: Callable[[str], None],
         on_writable: Callable[[], None] | None = None,
     ) -> None:
-        self._path = path.encode()
+        self._path = path
         self._on_message = on_message
         self._on_end = on_end
         self._on_writable = on_writable
@@ -63,10 +45,10 @@ class GrpcStream(asyncio.Protocol):
         self._answer = bytearray()
         self._queue: deque[bytes] = deque()
         self._paused = False
-        self._connection_window = DEFAULT_WINDOW
-        self._stream_window = DEFAULT_WINDOW
-        self._initial_window = DEFAULT_WINDOW
-        self._max_frame = DEFAULT_FRAME
+        self._connection_window = frames.DEFAULT_WINDOW_BYTES
+        self._stream_window = frames.DEFAULT_WINDOW_BYTES
+        self._initial_window = frames.DEFAULT_WINDOW_BYTES
+        self._max_frame = frames.DEFAULT_FRAME_BYTES
         self._ended = False
 
     # ------------------------------------------------------------------------------------------------------ sending
@@ -78,7 +60,7 @@ class GrpcStream(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Sends one message, or queues what the windows do not let through."""
-        size = MESSAGE_HEADER_BYTES + len(message)
+        size = MESSAGE_HEAD_BYTES + len(message)
         head = struct.pack(">BI", 0, len(message))
         if self._queue or self._paused or size > min(self._connection_window, self._stream_window, self._max_frame):
             self._queue.append(head + message)
@@ -90,7 +72,7 @@ class GrpcStream(asyncio.Protocol):
 
     def half_close(self) -> None:
         """No more messages from this side. REQUIRES: writable."""
-        self._write(frame(DATA, END_STREAM, STREAM, b""))
+        self._write(frame(frames.DATA, frames.END_STREAM, STREAM, b""))
 
     def close(self) -> None:
         """Cuts the connection."""
@@ -104,17 +86,17 @@ class GrpcStream(asyncio.Protocol):
 
     def _pump(self) -> None:
         while self._queue and not self._paused:
-            frames = []
+            packed = []
             rest = memoryview(self._queue[0])
             while rest:
                 size = min(len(rest), self._connection_window, self._stream_window, self._max_frame)
                 if size <= 0:
                     break
-                frames.append(frame(DATA, 0, STREAM, bytes(rest[:size])))
+                packed.append(frame(frames.DATA, 0, STREAM, bytes(rest[:size])))
                 self._connection_window -= size
                 self._stream_window -= size
                 rest = rest[size:]
-            self._write(b"".join(frames))
+            self._write(b"".join(packed))
             if rest:
                 self._queue[0] = bytes(rest)
                 return
@@ -128,20 +110,20 @@ class GrpcStream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         host, port = transport.get_extra_info("peername")[:2]
         headers = [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", self._path),
-            (b":authority", f"{host}:{port}".encode()),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", self._path),
+            (":authority", f"{host}:{port}"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
         ]
-        settings = struct.pack(">HIHI", SETTING_ENABLE_PUSH, 0, SETTING_INITIAL_WINDOW, LARGEST_WINDOW)
+        settings = [(frames.SETTINGS_ENABLE_PUSH, 0), (frames.SETTINGS_INITIAL_WINDOW_SIZE, MOST_WINDOW_BYTES)]
         self._write(
-            PREFACE
-            + frame(SETTINGS, 0, 0, settings)
+            frames.PREFACE
+            + frames.settings(settings)
             # Acks and pings of a bench never fill this window, so it is never given back.
-            + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - DEFAULT_WINDOW))
-            + frame(HEADERS, END_HEADERS, STREAM, literal_headers(headers))
+            + frames.window_update(0, MOST_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES)
+            + frames.headers(STREAM, metadata_block(headers), 0, frames.DEFAULT_FRAME_BYTES)
         )
 
     def pause_writing(self) -> None:
@@ -157,59 +139,58 @@ class GrpcStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._input += data
         at = 0
-        while len(self._input) - at >= FRAME_HEADER_BYTES:
+        while len(self._input) - at >= FRAME_HEAD_BYTES:
             size = int.from_bytes(self._input[at : at + 3], "big")
-            end = at + FRAME_HEADER_BYTES + size
+            end = at + FRAME_HEAD_BYTES + size
             if len(self._input) < end:
                 break
             kind, flags = self._input[at + 3], self._input[at + 4]
-            stream = int.from_bytes(self._input[at + 5 : at + 9], "big") & LARGEST_WINDOW
-            self._frame(kind, flags, stream, bytes(self._input[at + FRAME_HEADER_BYTES : end]))
+            stream = int.from_bytes(self._input[at + 5 : at + 9], "big") & MOST_WINDOW_BYTES
+            self._frame(kind, flags, stream, bytes(self._input[at + FRAME_HEAD_BYTES : end]))
             at = end
         del self._input[:at]
 
     # ------------------------------------------------------------------------------------------------------ receiving
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == DATA:
+        if kind == frames.DATA:
             self._data(payload)
-        elif kind == WINDOW_UPDATE:
-            increment = int.from_bytes(payload, "big") & LARGEST_WINDOW
+        elif kind == frames.WINDOW_UPDATE:
+            increment = int.from_bytes(payload, "big") & MOST_WINDOW_BYTES
             if stream == 0:
                 self._connection_window += increment
             else:
                 self._stream_window += increment
             self._pump()
-        elif kind == SETTINGS and not flags & ACK:
+        elif kind == frames.SETTINGS and not flags & frames.ACK:
             self._settings(payload)
-        elif kind == PING and not flags & ACK:
-            self._write(frame(PING, ACK, 0, payload))
-        elif kind == RST_STREAM:
+        elif kind == frames.PING and not flags & frames.ACK:
+            self._write(frame(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.RST_STREAM:
             self._end(f"reset by the server with HTTP/2 error {int.from_bytes(payload, 'big')}")
-        elif kind == GOAWAY:
+        elif kind == frames.GOAWAY:
             self._end(f"sent away by the server: {payload[8:].decode(errors='replace') or 'no reason given'}")
-        if kind in (DATA, HEADERS) and flags & END_STREAM:
+        if kind in (frames.DATA, frames.HEADERS) and flags & frames.END_STREAM:
             self._end("ended by the server")
 
     def _settings(self, payload: bytes) -> None:
-        for at in range(0, len(payload), 6):
-            setting, value = struct.unpack_from(">HI", payload, at)
-            if setting == SETTING_INITIAL_WINDOW:
+        for setting, value in frames.parse_settings(payload):
+            if setting == frames.SETTINGS_INITIAL_WINDOW_SIZE:
                 self._stream_window += value - self._initial_window
                 self._initial_window = value
-            elif setting == SETTING_MAX_FRAME:
+            elif setting == frames.SETTINGS_MAX_FRAME_SIZE:
                 self._max_frame = value
-        self._write(frame(SETTINGS, ACK, 0, b""))
+        self._write(frames.SETTINGS_ACK)
         self._pump()
 
     def _data(self, payload: bytes) -> None:
         self._answer += payload
-        while len(self._answer) >= MESSAGE_HEADER_BYTES:
-            size = int.from_bytes(self._answer[1:MESSAGE_HEADER_BYTES], "big")
-            if len(self._answer) < MESSAGE_HEADER_BYTES + size:
+        while len(self._answer) >= MESSAGE_HEAD_BYTES:
+            size = int.from_bytes(self._answer[1:MESSAGE_HEAD_BYTES], "big")
+            if len(self._answer) < MESSAGE_HEAD_BYTES + size:
                 return
-            message = bytes(self._answer[MESSAGE_HEADER_BYTES : MESSAGE_HEADER_BYTES + size])
-            del self._answer[: MESSAGE_HEADER_BYTES + size]
+            message = bytes(self._answer[MESSAGE_HEAD_BYTES : MESSAGE_HEAD_BYTES + size])
+            del self._answer[: MESSAGE_HEAD_BYTES + size]
             self._on_message(message)
 
     def _end(self, reason: str) -> None:

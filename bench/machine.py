@@ -85,10 +85,21 @@ class Child:
         self._ps = psutil.Process(self.process.pid)
 
     def usage(self) -> Usage:
-        """Processor time (user and system, all threads) and resident memory, now."""
-        with self._ps.oneshot():
-            times = self._ps.cpu_times()
-            return Usage(times.user + times.system, self._ps.memory_info().rss)
+        """Processor time (user and system) and resident memory of it and all that it started, now: of those, what is theirs
+        alone.
+        """
+        cpu_s, resident_bytes = 0.0, 0
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):  # its time is its parent's by now
+                times = process.cpu_times()
+                cpu_s += times.user + times.system + times.children_user + times.children_system
+                own = process is self._ps
+                resident_bytes += process.memory_info().rss if own else process.memory_full_info().uss
+        return Usage(cpu_s, resident_bytes)
+
+    def family(self) -> list[psutil.Process]:
+        """It, and all that it started and that run."""
+        return [self._ps, *self._ps.children(recursive=True)]
 
     def tail(self) -> str:
         """The end of what it wrote."""
@@ -147,9 +158,13 @@ def wait_until(ready: Callable[[], bool], child: Child, *, timeout_s: float, wha
 
 
 def peak_bytes(child: Child) -> int:
-    """The most resident memory that a running child has had."""
-    status = Path(f"/proc/{child.process.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) << 10
+    """The most resident memory that a running child, and each that it started, has had, together."""
+    peak_kib = 0
+    for process in child.family():
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak_kib += int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+    return peak_kib << 10
 
 
 def wait_idle(child: Child, *, share: float = IDLE_SHARE, timeout_s: float = 60.0) -> None:

@@ -16,7 +16,6 @@ from bench.cases import SEED, STEP_MS, Samples
 from bench.harness import Figure, Session
 from bench.machine import BenchError
 from storage.codec import FAST_LEVEL
-from storage.columns import in_order
 from storage.files import Files
 from storage.head import Plan
 from storage.matchers import Matcher
@@ -25,6 +24,7 @@ from storage.settings import DAY_MS, StoreSettings
 from storage.store import Store
 from storage.types import Vector
 from storage.wal_reader import read_wal
+from storage.wal_rows import merged
 
 STAGES = {
     name: Figure(f"{name}_ns_per_sample", "ns", higher_is_better=False)
@@ -129,13 +129,16 @@ def _stages(store: Store, ticks: Sequence[Tick], clock: Clock) -> None:
             commit.write()
         store.committed(commit)
     with clock("wal_read"):
-        columns = read_wal(files, wal.closed[0]).columns
+        content = read_wal(files, wal.closed[0]).content
+    if content is None:
+        raise BenchError(f"{wal.closed[0]}: got no samples, expected what was written")
     with clock("order"):
-        columns = in_order(columns)
+        pieces = list(merged([content], DAY0_MS, DAY0_MS + DAY_MS))
     path = wal.closed[0].parent.parent / "segments" / "9999999999999999.seg"
     with clock("segment"):
         writer = SegmentWriter(files, path, number=9_999_999_999_999_999, order=1, tier="raw", level=FAST_LEVEL)
-        writer.add(columns)
+        for columns in pieces:
+            writer.add(columns)
         writer.finish()
 
 

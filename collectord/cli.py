@@ -205,7 +205,6 @@ def _run_daemon(config: Config, args: argparse.Namespace) -> int:
 
     supervisor.set_up_logs(config.log)
     supervisor.raise_file_limit()
-    supervisor.yield_to_workers()
     try:
         if args.command == "demo":
             supervisor.run(show(config, args.agents, args.duration, lambda text: print(text, flush=True)))

@@ -24,7 +24,7 @@ from storage.wal import Commit
 
 MOST_SHARE_BYTES = 1 << 16  # that a stream may write in one turn, with a WAL that is half full; the fuller, the less
 RETRY_S = 1.0  # after a commit that failed
-MOST_UNSAFE_BYTES = 64 << 20  # in the tick's lists; the WAL's own bound is beside it
+MOST_UNSAFE_BYTES = 8 << 20  # of messages that wait for the next commit: what a disk takes in some 20 ms
 
 log = structlog.get_logger("commit")
 
@@ -76,6 +76,7 @@ class Committer:
         self._now_ms = now_ms
         self._now_s = now_s
         self._new: list[tuple[BatchStream, int]] = []  # messages since the last tick
+        self._unsafe_bytes = 0  # of these
         self._waiting: list[Written] = []  # in the store's lists, and in no commit that has succeeded
         self._flying: list[Written] | None = None  # in the commit that is under way
         self._after: list[Callable[[], None]] = []  # to be called at the end of the next commit
@@ -92,9 +93,12 @@ class Committer:
         """Why nothing can be taken now, or empty."""
         return self._store.refusal or self.error
 
-    def wrote(self, stream: BatchStream, sequence: int) -> None:
+    def wrote(self, stream: BatchStream, sequence: int, size_bytes: int = 0) -> None:
         """A durable message is in the store's lists (or needs no place there): acknowledge it when it is safe."""
         self._new.append((stream, sequence))
+        self._unsafe_bytes += size_bytes
+        if self._unsafe_bytes > MOST_UNSAFE_BYTES:
+            self._set_full()
         if self._since_s is None:
             self._since_s = self._now_s()
             self._schedule(self._tick_s)
@@ -133,6 +137,8 @@ class Committer:
             self._trouble(error)
             return
         self.ticks += 1
+        self._unsafe_bytes = 0
+        self._set_full()
         self._flying, self._waiting = self._waiting, []
         self._after_flying, self._after = self._after_flying + self._after, []
         self._flying_since_s, self._since_s = self._since_s, None
@@ -176,6 +182,7 @@ class Committer:
         if not self.error:
             log.error("cannot write to the data directory; agents keep what is not acknowledged", error=str(error))
         self.error = f"cannot write to the data directory: {error}; see to the disk"
+        self._set_full()
         self._schedule(RETRY_S)
 
     def _done(self) -> None:
@@ -189,7 +196,7 @@ class Committer:
             self.latency.observe(self._now_s() - self._flying_since_s)
         self.look()
         if self._new:
-            self._schedule(self._tick_s)
+            self._schedule(0.0 if self.full else self._tick_s)
         after, self._after_flying = self._after_flying, []
         for then in after:
             then()
@@ -197,9 +204,13 @@ class Committer:
     def look(self) -> None:
         """Whether writing may go on."""
         self._store.settle(self._now_ms())
-        self.full = self._store.is_full
         left = 2 * (1.0 - self._store.fullness)  # of the second half of the WAL's bound
         self.share_bytes = None if left >= 1.0 else int(MOST_SHARE_BYTES * max(left, 0.0) ** 3)
+        self._set_full()
+
+    def _set_full(self) -> None:
+        """What cannot be written at all is no reason to wait: it is refused."""
+        self.full = self._store.is_full or (self._unsafe_bytes > MOST_UNSAFE_BYTES and not self.error)
         if not self.full:
             self._room.set()
 

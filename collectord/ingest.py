@@ -63,7 +63,7 @@ class Ingest:
             self._refuse(stream, error, sequence, _samples_in(batch))
             return
         self.batches += 1
-        self._committer.wrote(stream, sequence)
+        self._committer.wrote(stream, sequence, len(data))
 
     def _write(self, stream: BatchStream, plan: Plan, time_ms: int, values: Vector) -> None:
         late = self.store.append(plan, time_ms, values)

@@ -1,20 +1,23 @@
-"""The store in the daemon: opened with its settings, and its background work in a thread of its own."""
+"""The store in the daemon: opened with its settings; and its background: a thread that decides, a process that makes."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from collectord.config import Config, parse_duration
+from collectord.maker_process import IDLE_S, STOP_S, MakerProcess
 from storage.format import CorruptError
 from storage.settings import StoreSettings
 from storage.store import Store
 
 REST_S = 0.5  # when there was nothing to do
+LOST_REST_S = 5.0  # when the process that makes segments ended in the middle of one
 
 log = structlog.get_logger("store")
 
@@ -79,27 +82,41 @@ class Keeping:
         self._now_ms = now_ms
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self.process: MakerProcess | None = None
 
     def start(self) -> None:
         """Begin, where there is a disk."""
-        if self._store.keeper is not None:
+        keeper, segments = self._store.keeper, self._store.segments
+        if keeper is not None and segments is not None:
+            self.process = MakerProcess(segments.directory, self._store.lock)
+            keeper.make = self.process.make
             self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        keeper = self._store.keeper
+        keeper, process = self._store.keeper, self.process
         assert keeper is not None
-        worked = False
-        while not self._over.wait(0 if worked else REST_S):
+        assert process is not None
+        rest_s, worked_s = REST_S, time.monotonic()
+        while not self._over.wait(rest_s):
+            lost = keeper.counts["makers_lost"]
             try:
                 worked = keeper.step(self._now_ms())
             except Exception as error:  # the daemon goes on; what is to be done stays to be done
                 worked = False
                 keeper.counts["keeper_failures"] += 1
                 log.error("the background failed by a fault of its own", exc_info=error)
+            rest_s = 0 if worked else REST_S if keeper.counts["makers_lost"] == lost else LOST_REST_S
+            if worked:
+                worked_s = time.monotonic()
+            elif time.monotonic() - worked_s > IDLE_S:
+                process.end()
 
     async def stop(self) -> None:
-        """Wait for the piece of work under way."""
+        """Wait for the piece of work under way, but not for long: it is done again after the next start."""
         self._over.set()
-        if self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        if self._thread is not None and self.process is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._thread.join, STOP_S)
+            await loop.run_in_executor(None, self.process.stop)
+            await loop.run_in_executor(None, self._thread.join)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,6 +25,7 @@ _KEEPER_COUNTS = {
     "rollups": "segments rolled up",
     "expired_segments": "segments removed by retention",
     "keeper_failures": "pieces of background work that failed, to be tried again",
+    "makers_lost": "processes that ended in the middle of making a segment",
 }
 _SEGMENT_GAUGES = (
     ("collectord_segment_bytes", "segments on disk"),
@@ -38,6 +40,7 @@ class SelfMetrics(Collector):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._process = psutil.Process()
+        self._background_s = 0.0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -141,7 +144,23 @@ class SelfMetrics(Collector):
             yield _counter("process_cpu_seconds", "CPU time of the daemon", cpu.user + cpu.system)
             yield _gauge("process_resident_memory_bytes", "resident memory of the daemon", memory.rss)
             yield _gauge("process_start_time_seconds", "start of the daemon, Unix time", self._process.create_time())
+        cpu_s, resident_bytes = self._background()
+        yield _counter("collectord_background_cpu_seconds", "CPU time of the processes that make segments", cpu_s)
+        yield _gauge("collectord_background_resident_bytes", "their resident memory, now", resident_bytes)
         yield _info(self._daemon)
+
+    def _background(self) -> tuple[float, int]:
+        """CPU seconds of the processes that make segments, and resident bytes of the one that runs."""
+        maker, cpu_s, resident_bytes = self._daemon.keeping.process, 0.0, 0
+        pid = maker.pid if maker is not None else None
+        if pid is not None:
+            with suppress(psutil.NoSuchProcess):
+                child = psutil.Process(pid)
+                times = child.cpu_times()
+                cpu_s, resident_bytes = times.user + times.system, child.memory_info().rss
+        ended = self._process.cpu_times()
+        self._background_s = max(self._background_s, cpu_s + ended.children_user + ended.children_system)
+        return self._background_s, resident_bytes  # one that ended in between is in both, or in none
 
 
 def _info(daemon: Daemon) -> Metric:

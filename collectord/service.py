@@ -322,8 +322,10 @@ class StreamService(grpc.GenericRpcHandler):  # type: ignore[misc]
             share_bytes = self._committer.share_bytes
             if share_bytes is not None:
                 turn_s = max(TURN_S, len(self.streams) / TURNS_A_SECOND)
-                await asyncio.sleep(stream.turn.rest_s(time.monotonic(), size_bytes, share_bytes, turn_s))
-            if self._committer.full:
+                rest_s = stream.turn.rest_s(time.monotonic(), size_bytes, share_bytes, turn_s)
+                if rest_s > 0:
+                    await asyncio.sleep(rest_s)
+            while self._committer.full:  # of those who waited the first may have filled it again
                 await self._committer.room()
         except asyncio.CancelledError:
             stream.conversation.unreceive(sequence)

@@ -101,17 +101,6 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-def yield_to_workers() -> None:
-    """Have the event loop's thread not preempt the threads that it shares a core with (SCHED_BATCH, sched(7)); children are
-    as usual.
-
-    Where the background makes segments on the same core the loop took over for every message; now it finds several at once:
-    a sixth less CPU for small batches under a flood, while acknowledgements take longer.
-    """
-    with contextlib.suppress(OSError):  # a sandbox may forbid it: nothing but speed is lost
-        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-
-
 def raise_file_limit() -> int:
     """Lifts the soft limit of open files to the hard one: every agent is one. Returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

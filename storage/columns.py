@@ -24,9 +24,8 @@ from storage.passes import (
     in_use,
     order_by,
     pruned,
-    spread,
 )
-from storage.types import ABSENT_BITS, Labels, Matrix, Meta, Shape, Times, Vector, absent
+from storage.types import ABSENT_BITS, Labels, Matrix, Meta, Shape, Times, Vector
 
 _Name = TypeVar("_Name", Labels, Shape)
 
@@ -181,18 +180,6 @@ def keep(columns: Columns, wanted: Mask) -> Columns:
         values=columns.values[places],
     )
     return with_shared_vectors(take(kept, np.flatnonzero(left)))
-
-
-def to_rows(columns: Columns, series: Places) -> tuple[Times, Matrix]:
-    """Some series as rows: times int64, shape (R,), ascending, values float64, shape (R, len(series)), ABSENT where none."""
-    counts = columns.counts[series]
-    vectors, row = np.unique(columns.vector[series], return_inverse=True)
-    starts, lengths = columns.edges[vectors], np.diff(columns.edges)[vectors]
-    times, place = np.unique(gathered(columns.times, starts, lengths), return_inverse=True)
-    values = absent((len(times), len(series)))
-    at = place[spread((np.cumsum(lengths) - lengths)[row], counts)]
-    values[at, np.repeat(np.arange(len(series)), counts)] = gathered(columns.values, columns.start[series], counts)
-    return times, values
 
 
 # Making

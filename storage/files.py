@@ -34,13 +34,38 @@ class LockedError(StorageError):
         self.pid = pid
 
 
-class AppendFile:
+class _Opened:
+    """A descriptor that is given back once."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """The descriptor, -1 when it is given back."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Give the descriptor back; twice is fine."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AppendFile(_Opened):
     """A file that only grows. Not for two threads at once. What `write` returned from is on disk after the next `sync`."""
 
     def __init__(self, path: Path, descriptor: int, size_bytes: int) -> None:
-        self.path = path
+        super().__init__(path, descriptor)
         self.size = size_bytes
-        self._descriptor = descriptor
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append all of the buffers, one after the other. OSError: any part of them may have been written."""
@@ -68,41 +93,12 @@ class AppendFile:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
         os.fdatasync(self._descriptor)
 
-    def close(self) -> None:
-        """Give the descriptor back; twice is fine."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
 
-    def __enter__(self) -> Self:
-        return self
+class Lock(_Opened):
+    """An flock(2) that this process holds; the kernel lets go of it when the process ends, however it ends.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Lock:
-    """An flock(2) that this process holds; the kernel lets go of it when the process ends, however it ends."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Let go; twice is fine. The file stays, for another process may be waiting at it."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+    The file stays, for another process may be waiting at it.
+    """
 
 
 class Files:

@@ -20,7 +20,7 @@ KIND_CHECKPOINT: Final = 3
 MOST_FRAME_BYTES: Final = 1 << 30
 
 SEGMENT_MAGIC: Final = b"CDSG"
-SEGMENT_VERSION: Final = 1
+SEGMENT_VERSION: Final = 2  # values in an order of their own; 1: in that of their series
 SEGMENT_HEADER_BYTES: Final = 4 + 4  # magic, version
 BLOCK_HEADER_BYTES: Final = 4 + 4 + 1 + 1 + 2 + 4  # length, crc32c, kind, exponent, zero, count
 TRAILER_BYTES: Final = 8 + 4 + 4 + 4 + 4 + 4 + 4  # footer offset, length, crc32c; zero, crc32c, version, magic
@@ -46,11 +46,14 @@ class CorruptError(StorageError):
     """Bytes that are not what was written. `size_bytes`: how many are lost."""
 
     def __init__(self, path: Path, offset_bytes: int, size_bytes: int, reason: str) -> None:
-        super().__init__(f"{path}: {reason}, at byte {offset_bytes}, {size_bytes} bytes lost")
+        super().__init__(path, offset_bytes, size_bytes, reason)
         self.path = path
         self.offset_bytes = offset_bytes
         self.size_bytes = size_bytes
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}, at byte {self.offset_bytes}, {self.size_bytes} bytes lost"
 
 
 class TooNewError(StorageError):

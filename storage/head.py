@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -257,23 +257,6 @@ class Head:
                 group.saved()
         self._make_room(0)  # rings that had to grow beyond the budget
 
-    def append_rows(self, plan: Plan, times: Times, rows: Matrix) -> None:
-        """Many rows at once, which the WAL has already. int64 (R,), strictly ascending; float64 (R, N), in the plan's order.
-
-        REQUIRES: R > 0.
-        """
-        for group, columns, samples, ids in plan.parts:
-            part = rows if samples is None else rows[:, samples]
-            new = int(np.searchsorted(times, group.last_ms, side="right"))
-            alone = replace(plan, parts=[(group, columns, None, ids)])
-            for time_ms, row in zip(times[:new].tolist(), part[:new], strict=True):
-                self.append(alone, time_ms, row)
-            if new < len(times):
-                self.ring_bytes -= group.size_bytes
-                group.extend(times[new:], columns, part[new:])
-                self.ring_bytes += group.size_bytes
-                self.latest[ids] = _overlaid(self.latest[ids], _newest(part[new:]))
-
     def read(self, ids: Ids, start_ms: int, end_ms: int, *, unsaved: bool = False) -> forms.Columns:
         """The samples of these series with start_ms <= time < end_ms. Every id stands once in `ids`.
 
@@ -415,16 +398,6 @@ def _has_no_holes(values: Vector) -> bool:
 
 def _half(group: RingGroup) -> int:
     return max(group.slots // 2, LEAST_SLOTS)
-
-
-def _newest(rows: Matrix) -> Vector:
-    """The last value of each column that is not ABSENT. float64 (R, W) to (W,)."""
-    newest: Vector = rows[-1]
-    if not _has_no_holes(newest):
-        present = rows.view(ID) != ABSENT_BITS
-        last = len(rows) - 1 - present[::-1].argmax(axis=0)
-        newest = rows[last, np.arange(rows.shape[1])]  # ABSENT itself where there is none
-    return newest
 
 
 def _overlaid(old: Vector, new: Vector) -> Vector:

@@ -10,32 +10,31 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import groupby, pairwise
-from operator import itemgetter
 from pathlib import Path
 
-from storage.codec import BEST_LEVEL, FAST_LEVEL, Hint
-from storage.columns import Columns
 from storage.files import Files
 from storage.format import TIERS, CorruptError, StorageError
-from storage.merge import merge
+from storage.making import (
+    MOST_PARTITIONS,
+    PREDECESSOR_MS,
+    Flush,
+    Made,
+    Maker,
+    MakerLostError,
+    Merge,
+    RollUp,
+    Task,
+    discard,
+)
 from storage.recovery import unneeded_wal
-from storage.rollup import roll_up
 from storage.segment_reader import Segment
-from storage.segment_writer import SegmentInfo, SegmentWriter
-from storage.segments import SegmentSet, set_aside
+from storage.segment_writer import SegmentInfo
+from storage.segments import TMP_SUFFIX, SegmentSet, set_aside
 from storage.settings import StoreSettings
-from storage.slices import slices
-from storage.wal_names import Known
-from storage.wal_reader import WalFile, read_wal
-from storage.wal_rows import merged, span_of
 
-MOST_PARTITIONS = 8  # written apart by one flush; what is older goes into one segment across partitions
-SLICE_SAMPLES = 2_000_000  # decoded at once while merging: some 50 MB
-MOST_HINTS = 10_000  # metrics
-PREDECESSOR_MS = 3_600_000  # how far before a bucket its counters' value before is looked for
+MOST_ROLLUP_SEGMENTS = 1000  # of one rollup: one, and one more for each time that a metric is larger than a slice
 
 
 class Keeper:
@@ -48,13 +47,14 @@ class Keeper:
         segments: SegmentSet,
         settings: StoreSettings,
         closed: Callable[[], Sequence[Path]],
-        known: Callable[[Path], Known] = lambda _path: {},
     ) -> None:
-        """closed: WAL files that wait to become segments; known: what is remembered of the names in one."""
+        """closed: WAL files that wait to become segments."""
+        self.make: Callable[[Task], Made] = Maker(files, segments.directory).make
+        """Who does the work: here, or in another process."""
         self.flushed: list[Path] = []  # closed WAL files that are in segments and gone; taken by the store
         self.counts: Counter[str] = (
             Counter()
-        )  # flushes, merges, rollups, expired_segments, keeper_failures, lost_samples
+        )  # flushes, merges, rollups, expired_segments, keeper_failures, makers_lost, lost_samples
         self.refusal = ""  # why nothing may be taken, or empty
         self.on_trouble: Callable[[str, Exception], None] = lambda _what, _error: None
         self._files = files
@@ -62,8 +62,6 @@ class Keeper:
         self._segments = segments
         self._settings = settings
         self._closed = closed
-        self._known = known
-        self._hints: dict[str, dict[str, Hint]] = {tier: {} for tier in TIERS}  # of values' encoding, by metric
         self._tried: set[tuple[str, int]] = set()  # tier and order of segments that left nothing to roll up
         self._lock = threading.Lock()
 
@@ -108,43 +106,31 @@ class Keeper:
     # Flush
 
     def _flush(self, now_ms: int) -> bool:
-        paths = [path for path in self._closed() if path not in self.flushed]
+        done = set(self.flushed)  # looked at first: what leaves it meanwhile has left the closed ones before
+        paths = tuple(path for path in self._closed() if path not in done)
         if not paths:
             return False
-        contents = []
-        for path in paths:
-            wal = self._read_wal(path)
-            for loss in wal.losses:
-                self.on_trouble("wal", loss)
-            self.counts["lost_samples"] += wal.lost_samples
-            if wal.content is not None:
-                contents.append(wal.content)
-        writers: list[SegmentWriter] = []
-        try:
-            for start_ms, end_ms in self._partitions(span_of(contents), now_ms):
-                writers += self._filled("raw", merged(contents, start_ms, end_ms), order=0, level=FAST_LEVEL)
-        except BaseException:
-            for writer in writers:
-                writer.abort()
-            raise
-        del contents
-        done = max(int(path.stem) for path in paths)
-        self._publish(self._finished(writers, wal=done))
+        settings, numbers = self._settings, self._segments.next_numbers(MOST_PARTITIONS + 1)
+        made = self._made(Flush(paths, numbers, now_ms, now_ms - settings.retention_ms, settings.partition_ms))
+        for loss in made.losses:
+            self.on_trouble("wal", loss)
+        self.counts["lost_samples"] += made.lost_samples
+        self._publish(made)
         self.flushed += paths
-        self._remove_wal(done)
+        for path, error in made.unreadable:
+            self._put_aside(path, error)
+        self._remove_wal(max(int(path.stem) for path in paths))
         self.counts["flushes"] += 1
         return True
 
-    def _read_wal(self, path: Path) -> WalFile:
-        """What is left of it: one that is no WAL any more, or is gone, must not keep the others from becoming segments."""
-        try:
-            return read_wal(self._files, path, self._known(path))
-        except CorruptError as error:
-            self.on_trouble("wal", error)
-            set_aside(self._files, self._directory, path)
-        except FileNotFoundError as error:
-            self.on_trouble("wal", error)
-        return WalFile(int(path.stem))
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        """A closed file that is no WAL any more."""
+        self.on_trouble("wal", error)
+        if isinstance(error, CorruptError):
+            try:
+                set_aside(self._files, self._directory, path)
+            except OSError as failure:
+                self.on_trouble("quarantine", failure)
 
     def _remove_wal(self, done: int) -> None:
         """All files up to a number, but those that alone know what had been received."""
@@ -152,95 +138,26 @@ class Keeper:
             with suppress(OSError):  # it does not count, and the next flush tries again
                 self._files.unlink(path)
 
-    def _partitions(self, span: tuple[int, int] | None, now_ms: int) -> Iterator[tuple[int, int]]:
-        """Times cut at partitions' borders, oldest first; what is older than the newest few, or still to come, is one piece.
-
-        Nothing beyond retention.
-        """
-        if span is None:
-            return
-        width = self._settings.partition_ms
-        first, last = span[0] // width, span[1] // width
-        newest = max(first, min(last, now_ms // width) - MOST_PARTITIONS + 2)
-        last = min(last, newest + MOST_PARTITIONS - 1)
-        edges = [span[0], *(partition * width for partition in range(newest, last + 1)), span[1] + 1]
-        horizon_ms = now_ms - self._settings.retention_ms
-        for start_ms, end_ms in pairwise(edges):
-            if max(start_ms, horizon_ms) < end_ms:
-                yield max(start_ms, horizon_ms), end_ms
-
     # Segments
 
-    def _written(
-        self,
-        tier: str,
-        pieces: Iterator[Columns],
-        *,
-        order: int = 0,
-        replaces: Sequence[int] = (),
-        wal: int = 0,
-        level: int,
-    ) -> list[SegmentInfo]:
-        """One segment, finished and not published; none when there was nothing to write."""
-        return self._finished(self._filled(tier, pieces, order=order, replaces=replaces, level=level), wal=wal)
-
-    def _finished(self, writers: Sequence[SegmentWriter], *, wal: int = 0) -> list[SegmentInfo]:
-        """All of them or none, in this order. `wal`: for the last, up to which WAL file all is in segments."""
-        infos: list[SegmentInfo] = []
+    def _made(self, task: Task) -> Made:
         try:
-            for writer in writers:
-                infos.append(writer.finish(wal=wal if writer is writers[-1] else 0))
-        except BaseException:
-            for writer in writers:
-                writer.abort()
-            self._discard(infos)
+            return self.make(task)
+        except MakerLostError:  # nobody else removes what it left behind
+            self.counts["makers_lost"] += 1
+            segments = [self._segments.path_of(number) for number in task.publishing]
+            discard(self._files, [path for path in segments if self._files.exists(path)])
+            with suppress(OSError):
+                for path in segments:
+                    self._files.unlink(path.with_name(path.name + TMP_SUFFIX), missing_ok=True)
             raise
-        return infos
 
-    def _filled(
-        self,
-        tier: str,
-        pieces: Iterator[Columns],
-        *,
-        order: int,
-        replaces: Sequence[int] = (),
-        level: int,
-    ) -> list[SegmentWriter]:
-        """One segment with all that goes into it; none when there was nothing to write."""
-        number = self._segments.next_number()
-        path = self._segments.path_of(number)
-        writer = SegmentWriter(
-            self._files, path, number=number, order=order or number, tier=tier, replaces=replaces, level=level,
-            hints=self._hints[tier],
-        )  # fmt: skip
-        while len(self._hints[tier]) > MOST_HINTS:
-            del self._hints[tier][next(iter(self._hints[tier]))]
-        samples = 0
+    def _publish(self, made: Made) -> None:
         try:
-            for piece in pieces:
-                if piece.series:
-                    writer.add(piece)
-                    samples += piece.samples
-            if not samples:
-                writer.abort()
-                return []
-        except BaseException:
-            writer.abort()
-            raise
-        return [writer]
-
-    def _publish(self, infos: Sequence[SegmentInfo]) -> None:
-        try:
-            self._segments.publish(*infos)
+            self._segments.publish(*made.infos)
         except (OSError, StorageError):  # they cannot be read back
-            self._discard(infos)
+            discard(self._files, [self._segments.path_of(info.number) for info in made.infos])
             raise
-
-    def _discard(self, infos: Sequence[SegmentInfo]) -> None:
-        """Remove what was not published. The last first, and none without it: it alone says that the WAL is done."""
-        with suppress(OSError):
-            for info in reversed(infos):
-                self._files.unlink(self._segments.path_of(info.number), missing_ok=True)
 
     # Merge
 
@@ -253,23 +170,14 @@ class Keeper:
 
     def _merge_run(self, tier: str, run: Sequence[Segment], now_ms: int) -> None:
         horizon_ms = now_ms - self._settings.retention_of(tier)
-        sources = sorted(run, key=lambda segment: (segment.info.order, segment.info.number))
-
-        def on_damage(segment: Segment, error: CorruptError) -> None:
-            self._segments.note_damage(segment)  # what is whole of it goes on; the file itself is kept aside
+        sources = _in_order(run)
+        made = self._made(Merge(tier, _paths(sources), self._segments.next_numbers(1), horizon_ms))
+        by_path = {segment.path: segment for segment in sources}
+        for error in made.damaged:  # what is whole of it goes on; the file itself is kept aside
+            self._segments.note_damage(by_path[error.path])
             self.on_trouble("merge", error)
-
-        def pieces() -> Iterator[Columns]:
-            for parts in slices(sources, horizon_ms, 1 << 62, SLICE_SAMPLES, on_damage):
-                yield merge(parts)
-
-        infos = [segment.info for segment in sources]
-        numbers = [info.number for info in infos] + [n for info in infos for n in info.replaces]
-        written = self._written(
-            tier, pieces(), order=infos[-1].order, replaces=numbers, wal=max(i.wal for i in infos), level=BEST_LEVEL
-        )
-        if written:
-            self._publish(written)
+        if made.infos:
+            self._publish(made)
         else:
             self._segments.remove(sources)
         self.counts["merges"] += 1
@@ -306,35 +214,13 @@ class Keeper:
         end_ms = self._end_of_effect(info, tier, width_ms)
         sources = self._segments.overlapping("raw", start_ms - PREDECESSOR_MS, end_ms + 1)
         order = max((s.info.order for s in sources if s.info.max_ms > start_ms), default=info.order)
-        damaged: list[CorruptError] = []
-
-        def pieces() -> Iterator[tuple[int, Columns]]:
-            """Rollups, and the number of the segment that they go into: a metric that is cut goes on in another one, because
-            its first aggregate begins anew there.
-            """
-            read = slices(
-                sources, start_ms - PREDECESSOR_MS + 1, end_ms + 1, SLICE_SAMPLES, lambda _, e: damaged.append(e)
-            )
-            number, metric = 0, ""
-            for parts in read:
-                rolled = roll_up(merge(parts), width_ms, start_ms, end_ms)
-                if rolled.series:
-                    number += rolled.shapes[0].metric == metric
-                    metric = rolled.shapes[-1].metric
-                    yield number, rolled
-
-        writers: list[SegmentWriter] = []
-        try:
-            for _, run in groupby(pieces(), key=itemgetter(0)):
-                part = (rolled for _, rolled in run)
-                writers += self._filled(tier, part, order=info.order - 1 if writers else order, level=BEST_LEVEL)
-        except BaseException:
-            for writer in writers:
-                writer.abort()
-            raise
-        self._publish(self._finished(writers[::-1]))  # the first at last: its order alone says that all this was done
+        numbers = self._segments.next_numbers(MOST_ROLLUP_SEGMENTS)
+        made = self._made(
+            RollUp(tier, _paths(_in_order(sources)), numbers, start_ms, end_ms, order, later_order=info.order - 1)
+        )
+        self._publish(made)
         self._tried.add((tier, info.order))  # nothing in it to roll up, or beyond retention: not again and again
-        for error in damaged:
+        for error in made.damaged:
             self.on_trouble("segment", error)
         self.counts["rollups"] += 1
 
@@ -373,6 +259,14 @@ class Keeper:
         self._segments.remove(gone)
         self.counts["expired_segments"] += len(gone)
         return True
+
+
+def _in_order(segments: Sequence[Segment]) -> list[Segment]:
+    return sorted(segments, key=lambda segment: (segment.info.order, segment.info.number))
+
+
+def _paths(segments: Sequence[Segment]) -> tuple[Path, ...]:
+    return tuple(segment.path for segment in segments)
 
 
 def _ceil(time_ms: int, width_ms: int) -> int:

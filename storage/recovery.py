@@ -5,12 +5,15 @@ Everything that speaks against a directory is found before anything in it is tou
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from storage.files import Files, Lock
+from storage.files import Files, Lock, LockedError
 from storage.format import DATA_VERSION, KIND_CHECKPOINT, VERSION_TEXT, CorruptError, StorageError, TooNewError
 from storage.segments import QUARANTINE_DIR, SEGMENTS_DIR, WAL_DIR, WAL_SUFFIX, names_in, numbered, set_aside
 from storage.wal_frames import iter_frames
@@ -24,6 +27,8 @@ NOT_CONTENT: Final = frozenset(
     {LOCK, "VERSION.tmp", "lost+found"}
 )  # what a directory may hold that is as good as empty
 MOST_VERSION_BYTES: Final = 64
+LOCK_TRIES: Final = 50
+LOCK_REST_S: Final = 0.1
 
 _VERSION = re.compile(rb"collectord data ([1-9][0-9]{0,8})\n?")
 _BEFORE_RESTORE = re.compile(r"before-restore-\d+")
@@ -39,6 +44,20 @@ class BadVersionError(StorageError):
 
 class UnusableDirectoryError(StorageError):
     """A directory that the operating system does not let us use."""
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a start found."""
+
+    fresh: bool = True
+    unclean: bool = False
+    wal_files: int = 0
+    wal_samples: int = 0  # at most: with the cells of rows that hold none
+    wal_bytes: int = 0
+    torn_bytes: int = 0
+    lost_samples: int = 0
+    damage: list[CorruptError] = field(default_factory=list)
 
 
 class DataDir:
@@ -91,7 +110,7 @@ class DataDir:
                 with suppress(OSError):  # then the next start has a little more to say, and no less to find
                     self._files.write_atomic(self.directory / CLEAN, b"clean\n")
         finally:
-            self.lock.release()
+            self.lock.close()
 
 
 def unneeded_wal(files: Files, directory: Path, wal_done: int) -> list[Path]:
@@ -121,16 +140,38 @@ def open_data_dir(files: Files, directory: Path) -> DataDir:
     try:
         check_version(files, directory)
         files.mkdir(directory)
-        lock = files.lock(directory / LOCK)
+        lock = _locked(files, directory / LOCK)
     except OSError as error:
         raise unusable(directory, error) from error
     try:
         return _prepare(files, directory, lock)
     except BaseException as error:
-        lock.release()
+        lock.close()
         if isinstance(error, OSError):
             raise unusable(directory, error) from error
         raise
+
+
+def _locked(files: Files, path: Path) -> Lock:
+    """Of a daemon that was killed something may still be running for a moment: it is waited for."""
+    for _ in range(LOCK_TRIES):
+        try:
+            return files.lock(path)
+        except LockedError as error:
+            if error.pid is None or _is_alive(error.pid):
+                raise
+        threading.Event().wait(LOCK_REST_S)
+    return files.lock(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    return True
 
 
 def _prepare(files: Files, directory: Path, lock: Lock) -> DataDir:

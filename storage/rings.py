@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
+
 import numpy as np
 import numpy.typing as npt
 
 from storage.types import ABSENT_BITS, STALE_BITS, TIME, VALUE, Bits, Ids, Labels, Matrix, Times, Vector
 
 FIRST_SLOTS = 16  # a quarter of a minute at 1 s, for instances that come and go; rings that need more double
+MAPPED_BYTES = (
+    1 << 20
+)  # from this size on a ring's values lie in a mapping of their own, which grows without being copied
 NEVER_MS = np.iinfo(np.int64).min
 SAVED_MS = np.iinfo(np.int64).max  # no row is at or after this: everything is in a segment
 
@@ -27,6 +33,7 @@ class RingGroup:
 
     __slots__ = (
         "_bits",
+        "_mapping",
         "_rows",
         "base",
         "closing_ms",
@@ -68,8 +75,26 @@ class RingGroup:
             whole_ms  # from this time on no sample of these series was ever elsewhere only, but see `since_ms`
         )
         self.times: Times = np.empty(slots, dtype=TIME)
-        self.values: Matrix = np.empty((slots, width), dtype=VALUE)
-        self._bits: Bits = self.values.view(np.int64)
+        self._place(slots)
+
+    def _place(self, slots: int) -> None:
+        """Values of so many rows, all of them anew."""
+        size_bytes = 8 * slots * self.width
+        if size_bytes < MAPPED_BYTES:
+            self._mapping: mmap.mmap | None = None
+            self._hold(np.empty((slots, self.width), dtype=VALUE))
+        else:
+            self._mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._look()
+
+    def _look(self) -> None:
+        """At the mapping."""
+        assert self._mapping is not None
+        self._hold(np.frombuffer(self._mapping, dtype=VALUE).reshape(-1, self.width))
+
+    def _hold(self, values: Matrix) -> None:
+        self.values: Matrix = values
+        self._bits: Bits = values.view(np.int64)
 
     @property
     def slots(self) -> int:
@@ -181,31 +206,30 @@ class RingGroup:
         self.room = len(self.times) - (self.unsaved_rows if self._rows >= len(self.times) else self._rows)
         return self.room > 0
 
-    def extend(self, times: Times, columns: Columns, values: Matrix) -> None:
-        """Append rows at once. int64 (R,), strictly ascending and after the newest row; float64 (R, columns)."""
-        count, slots = self.rows + len(times), len(self.times)
-        while slots < count:
-            slots *= 2  # as long as if they had come one by one
-        if slots > len(self.times):
-            self.lengthen(slots)
-        self._unroll()
-        new = slice(self._rows, self._rows + len(times))
-        self.times[new] = times
-        self._bits[new] = ABSENT_BITS
-        self.values[new, columns] = values
-        self._rows = new.stop
-        self.room = len(self.times) - self._rows
-        self.last_ms = int(times[-1])
-
     def lengthen(self, slots: int) -> None:
         """Make room for more rows."""
         self._unroll()
-        count = self.rows
-        times, values = np.empty(slots, dtype=TIME), np.empty((slots, self.width), dtype=VALUE)
+        count, times = self.rows, np.empty(slots, dtype=TIME)
         times[:count] = self.times[:count]
-        values[:count] = self.values[:count]
-        self.times, self.values, self._bits = times, values, values.view(np.int64)
+        if not self._stretch(slots):
+            values = self.values[:count]
+            self._place(slots)
+            self.values[:count] = values
+        self.times = times
         self._rows, self.room = count, slots - count
+
+    def _stretch(self, slots: int) -> bool:
+        """Have the kernel make the mapping longer, which copies nothing. False where it cannot, and where there is none."""
+        if self._mapping is None:
+            return False
+        self._hold(np.empty((0, self.width), dtype=VALUE))  # nothing may point into it meanwhile
+        try:
+            with suppress(BufferError, OSError, SystemError, ValueError):
+                self._mapping.resize(8 * slots * self.width)
+                return True
+            return False
+        finally:
+            self._look()
 
     def shorten(self, slots: int) -> None:
         """Keep only the newest rows."""
@@ -213,8 +237,7 @@ class RingGroup:
         keep = min(len(times), slots)
         self.whole_ms = max(self.since_ms, int(times[-keep])) if keep < len(times) else self.since_ms
         self.times = np.empty(slots, dtype=TIME)
-        self.values = np.empty((slots, self.width), dtype=VALUE)
-        self._bits = self.values.view(np.int64)
+        self._place(slots)
         self.times[:keep] = times[-keep:] if keep else times[:0]
         self._bits[:keep] = values.view(np.int64)[-keep:] if keep else values[:0].view(np.int64)
         self._rows = keep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -74,7 +74,9 @@ class Tables:
         Places  # int64, (shapes + 1,): the series of shape s are those from shape_edges[s] to shape_edges[s + 1]
     )
     edges: Places  # int64, (V + 1,), of vectors in the column of all times
-    value_edges: Places  # int64, (S + 1,), of series in the column of all values
+    value_series: Places  # int64, (S,): series, in the order in which their values stand in the column of all values
+    value_edges: Places  # int64, (S + 1,), of these there
+    value_begin: Places  # int64, (S,): where the values of each series begin there
     time_blocks: Blocks
     value_blocks: Blocks
 
@@ -164,21 +166,14 @@ class Segment:
         if self.info.min_ms >= end_ms or self.info.max_ms < start_ms:
             series = series[:0]
         columns = cut(self._without_values(tables, series, on_damage), start_ms, end_ms)
-        values, start, whole = self._rows(tables.value_blocks, columns.start, columns.counts, VALUE, on_damage)
+        order = np.argsort(columns.start, kind="stable")
+        values, begins, found = self._rows(
+            tables.value_blocks, columns.start[order], columns.counts[order], VALUE, on_damage
+        )
+        start, whole = np.empty_like(begins), np.empty_like(found)
+        start[order], whole[order] = begins, found
         columns = replace(columns, values=values, start=start)
         return columns if whole.all() else take(columns, np.flatnonzero(whole))
-
-    def chunks(self, most_samples: int) -> Iterator[Columns]:
-        """All of it, in order, in pieces of at most so many samples, or of one block where that has more."""
-        tables = self.tables()
-        edges = tables.value_blocks.edges
-        first_series = np.searchsorted(tables.value_edges, edges)
-        first, last = 0, len(edges) - 1
-        while first < last:
-            fitting = int(np.searchsorted(edges, edges[first] + most_samples, side="right")) - 1
-            until = max(fitting, first + 1)
-            yield self.read(np.arange(first_series[first], first_series[until]))
-            first = until
 
     def _without_values(self, tables: Tables, series: Places, on_damage: OnDamage | None) -> Columns:
         """With their times; `start` is where values begin in the column of all values."""
@@ -198,7 +193,7 @@ class Segment:
             owner=tables.series_owner[series],
             shape=tables.series_shape[series],
             vector=number[tables.series_vector[series]],
-            start=tables.value_edges[series],
+            start=tables.value_begin[series],
             edges=edges_of(counts),
             times=gathered(times, begins, counts),
         )
@@ -276,14 +271,26 @@ class Segment:
             )
         )
         edges = edges_of(self._numbers("vector_count", footer["vectors"], 1 << 32))
-        value_edges = edges_of(np.diff(edges)[vector])
+        order = self._order(footer["series"])
+        value_edges = edges_of(np.diff(edges)[vector[order]])
+        value_begin = np.empty(len(order), np.int64)
+        value_begin[order] = value_edges[:-1]
         if (np.diff(shape) < 0).any() or (np.diff(edges) == 0).any() or value_edges[-1] != footer["samples"]:
             raise self._corrupt("its tables are out of order, or do not add up")
         time_blocks, value_blocks = self._blocks("time_blocks", edges), self._blocks("value_blocks", value_edges)
         shape_edges = np.searchsorted(shape, np.arange(len(shapes) + 1, dtype=np.int32))
         return Tables(
-            owners, shapes, metas, shape, owner, vector, shape_edges, edges, value_edges, time_blocks, value_blocks
-        )
+            owners, shapes, metas, shape, owner, vector, shape_edges, edges, order, value_edges, value_begin, time_blocks,
+            value_blocks,
+        )  # fmt: skip
+
+    def _order(self, series: int) -> Places:
+        if "value_order" not in self._footer:
+            return np.arange(series)
+        order = self._numbers("value_order", series, series)
+        if (np.bincount(order, minlength=series) != 1).any():
+            raise self._corrupt("value_order does not name every series once")
+        return order
 
     def _names(self) -> tuple[list[Labels], list[Shape], dict[str, Meta]]:
         owners, shapes = (self._table(name, BLOCK_TEXT, decode_text) for name in ("owners", "shapes"))
@@ -364,7 +371,7 @@ class Segment:
 
     def _check_gaps(self, tables: Tables) -> None:
         """Blocks follow each other without gaps, from the header to the footer."""
-        places = [tuple(self._footer[name]) for name in _BLOCKS]
+        places = [tuple(self._footer[name]) for name in (*_BLOCKS, "value_order") if name in self._footer]
         for blocks in (tables.time_blocks, tables.value_blocks):
             places += zip(blocks.offset.tolist(), blocks.length.tolist(), strict=True)
         at = SEGMENT_HEADER_BYTES
@@ -393,9 +400,10 @@ class Segment:
         if (values.view(np.int64) == ABSENT_BITS).any():
             raise self._damaged(blocks, b, "a value says that there is none")
         begin, end = np.searchsorted(tables.value_edges, [first, last])
-        first_shape, last_shape = (tables.shapes[tables.series_shape[i]] for i in (begin, end - 1))
-        if first_shape.metric != last_shape.metric:
-            raise self._damaged(blocks, b, f"has values of {first_shape.metric} and of {last_shape.metric}")
+        used = np.unique(tables.series_shape[tables.value_series[begin:end]]).tolist()
+        metrics = sorted({tables.shapes[shape].metric for shape in used})
+        if len(metrics) > 1:
+            raise self._damaged(blocks, b, f"has values of {metrics[0]} and of {metrics[1]}")
 
     def _damaged(self, blocks: Blocks, b: int, reason: str) -> CorruptError:
         return CorruptError(self.path, int(blocks.offset[b]), int(blocks.length[b]), reason)
@@ -418,6 +426,8 @@ def _read_footer(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
     _check_version(path, 0, size, data[:4], data[4:8])
     trailer = data[-TRAILER_BYTES:]
     _check_version(path, size - TRAILER_BYTES, size, trailer[28:], trailer[24:28])
+    if data[4:8] != trailer[24:28]:
+        raise CorruptError(path, 0, size, "header and trailer name different versions")
     if crc32c(trailer[:20]) != int.from_bytes(trailer[20:24], "little"):
         raise CorruptError(path, size - TRAILER_BYTES, size, "the trailer's crc32c is wrong")
     offset, length = int.from_bytes(trailer[:8], "little"), int.from_bytes(trailer[8:12], "little")
@@ -430,6 +440,8 @@ def _read_footer(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
         reason = _wrong_field(footer, offset)
     except ValueError as error:
         reason = f"is no JSON: {error}"
+    if not reason and ("value_order" in footer) != (data[4] > 1):
+        reason = f"does not go with version {data[4]}: its value_order"
     if reason:
         raise CorruptError(path, offset, size, f"the footer {reason}")
     return offset, footer
@@ -443,8 +455,8 @@ def _check_version(path: Path, offset: int, size: int, magic: memoryview, versio
         raise TooNewError(
             f"{path}: got a segment of version {number}, expected at most {SEGMENT_VERSION}; use the newer collectord"
         )
-    if number < SEGMENT_VERSION:
-        raise CorruptError(path, offset, size, f"got version {number}, expected {SEGMENT_VERSION}")
+    if number < 1:
+        raise CorruptError(path, offset, size, f"got version {number}, expected 1 to {SEGMENT_VERSION}")
 
 
 def _wrong_field(footer: object, end: int) -> str:
@@ -459,7 +471,7 @@ def _wrong_field(footer: object, end: int) -> str:
         return "has no list of numbers 'replaces'"
     if footer.get("tier") not in TIERS:
         return f"has tier {footer.get('tier')!r}, expected one of {', '.join(TIERS)}"
-    for name in _BLOCKS:
+    for name in (*_BLOCKS, *(("value_order",) if "value_order" in footer else ())):
         match footer.get(name):
             case [int(offset), int(length)] if SEGMENT_HEADER_BYTES <= offset <= offset + length <= end:
                 continue

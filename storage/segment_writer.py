@@ -26,7 +26,6 @@ from storage.format import (
     BLOCK_TEXT,
     BLOCK_TIMES,
     SEGMENT_MAGIC,
-    SEGMENT_VERSION,
     TIERS,
     VALUES_IN_BLOCK,
     StorageError,
@@ -34,6 +33,7 @@ from storage.format import (
 from storage.passes import Numbers, Places, edges_of, gathered, in_use, pieces
 from storage.types import Labels, Meta, Shape, Times, Vector
 
+SYNC_BYTES: Final = 4 << 20  # all of a large file at once would keep the WAL's next commit waiting
 _UNKNOWN: Final = Meta("", "", "", "")
 
 _Item = TypeVar("_Item", bound=np.generic)
@@ -87,8 +87,11 @@ class SegmentWriter:
         replaces: Sequence[int] = (),
         level: int = BEST_LEVEL,
         hints: dict[str, Hint] | None = None,
+        like_together: bool = False,
     ) -> None:
-        """hints: by metric, what was found good in other segments; changed by this one."""
+        """hints: by metric, what was found good in other segments; changed by this one. like_together: of each metric, the
+        values of series that move alike stand side by side, which takes a twentieth less, and more time.
+        """
         if tier not in TIERS:
             raise ValueError(f"got tier {tier!r}, expected one of {', '.join(TIERS)}")
         self._files = files
@@ -101,6 +104,9 @@ class SegmentWriter:
             "replaces": list(replaces),
         }
         self._level = level
+        self._version = 2 if like_together else 1
+        self._order: list[Places] = []  # of version 2: places of series, as their values stand
+        self._added = 0  # series
         self._hints = hints if hints is not None else {}
         self._owners: _Numbered[Labels] = _Numbered()
         self._shapes: list[Shape] = []  # as they come, which is ascending
@@ -112,9 +118,10 @@ class SegmentWriter:
         self._values: _Blocks[np.float64] = _Blocks(self._write_values)
         self._min_ms, self._max_ms = 1 << 63, -1 << 63
         self._open = True
+        self._synced = 0  # bytes of the file that are on disk
         self._file = files.create(self._temporary)
         try:
-            self._file.write([SEGMENT_MAGIC, SEGMENT_VERSION.to_bytes(4, "little")])
+            self._file.write([SEGMENT_MAGIC, self._version.to_bytes(4, "little")])
         except BaseException:
             self.abort()
             raise
@@ -146,7 +153,18 @@ class SegmentWriter:
             if metric != self._metric:
                 self._values.close()
                 self._metric = metric
-            self._values.add(values, edges[first : last + 1])
+            if self._version > 1:
+                self._values.add(*self._by_likeness(values, edges[first : last + 1], self._added + first))
+            else:
+                self._values.add(values, edges[first : last + 1])
+        self._added += len(some)
+
+    def _by_likeness(self, values: Vector, edges: Places, first: int) -> tuple[Vector, Places]:
+        """Rows of a metric, with their edges, those that move by little first. first: the first row's series."""
+        counts = np.diff(edges)
+        order = np.argsort(_moves(values[edges[0] : edges[-1]], counts), kind="stable")
+        self._order.append(first + order)
+        return gathered(values, edges[:-1][order], counts[order]), edges_of(counts[order])
 
     def finish(self, *, wal: int = 0) -> SegmentInfo:
         """The tables, and the file under its name, durably. Raises EmptySegmentError when there was no sample.
@@ -255,13 +273,14 @@ class SegmentWriter:
             "vector_count": self._write_numbers(counts),
             "time_blocks": self._write_numbers(np.array(self._times.places).ravel()),
             "value_blocks": self._write_numbers(np.array(self._values.places).ravel()),
+            **({"value_order": self._write_numbers(np.concatenate(self._order))} if self._version > 1 else {}),
         }
 
     def _write_end(self, footer: dict[str, Any]) -> None:
         data = orjson.dumps(footer)
         where = self._file.size.to_bytes(8, "little") + len(data).to_bytes(4, "little")
         where += crc32c(data).to_bytes(4, "little") + bytes(4)
-        version = SEGMENT_VERSION.to_bytes(4, "little")
+        version = self._version.to_bytes(4, "little")
         self._file.write([data, where, crc32c(where).to_bytes(4, "little"), version, SEGMENT_MAGIC])
 
     def _write_times(self, times: Times) -> _Place:
@@ -281,7 +300,21 @@ class SegmentWriter:
     def _write(self, kind: int, exponent: int, count: int, payload: bytes) -> _Place:
         offset_bytes = self._file.size
         self._file.write(block(kind, exponent, count, payload))
+        if self._file.size - self._synced > SYNC_BYTES:
+            self._file.sync()
+            self._synced = self._file.size
         return offset_bytes, self._file.size - offset_bytes, count
+
+
+def _moves(values: Vector, counts: Places) -> Vector:
+    """How far each row goes from a value to the next, on average; infinite where that is no number."""
+    with np.errstate(all="ignore"):
+        steps = np.abs(np.diff(values, append=0.0))
+        ends = np.cumsum(counts)
+        steps[ends - 1] = 0.0
+        moves: Vector = np.add.reduceat(steps, ends - counts) / counts
+    moves[~np.isfinite(moves)] = np.inf
+    return moves
 
 
 class _Blocks(Generic[_Item]):

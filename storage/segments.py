@@ -43,6 +43,11 @@ def numbered(files: Files, directory: Path, suffix: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def segment_path(directory: Path, number: int) -> Path:
+    """The name of a segment in the directory of segments."""
+    return directory / f"{number:016d}{SEGMENT_SUFFIX}"
+
+
 def names_in(files: Files, directory: Path) -> list[str]:
     """What lies in a directory, sorted; nothing when there is none."""
     try:
@@ -198,7 +203,7 @@ class SegmentSet:
         """Files that should be gone, and which the disk did not let go so far. They do not count."""
         self._files = files
         self._root = directory
-        self._directory = directory / SEGMENTS_DIR
+        self.directory = directory / SEGMENTS_DIR
         self._all: tuple[Segment, ...] = ()
         self._greatest = 0
         self._damaged: set[Path] = set()
@@ -219,15 +224,15 @@ class SegmentSet:
         replaced = {n for segment in opened.values() for n in segment.info.replaces}
         self._set_all(segment for number, segment in opened.items() if number not in replaced)
         self.wal_done = max((s.info.wal for s in opened.values()), default=0)
-        unfinished = [name for name in names_in(self._files, self._directory) if name.endswith(TMP_SUFFIX)]
-        self._remove_files([self._directory / name for name in unfinished])
+        unfinished = [name for name in names_in(self._files, self.directory) if name.endswith(TMP_SUFFIX)]
+        self._remove_files([self.directory / name for name in unfinished])
         self._remove_files([self.path_of(number) for number in opened if number in replaced])
         return damaged + unreadable
 
     def _open_all(self, thorough: bool) -> tuple[dict[int, Segment], list[CorruptError], list[CorruptError]]:
         opened: dict[int, Segment] = {}
         damaged, unreadable = [], []
-        present = numbered(self._files, self._directory, SEGMENT_SUFFIX)
+        present = numbered(self._files, self.directory, SEGMENT_SUFFIX)
         for number in present:
             try:
                 segment = self._open(number)
@@ -324,9 +329,13 @@ class SegmentSet:
 
     def next_number(self) -> int:
         """A number that no segment, WAL file or quarantined file has or had. On any thread."""
+        return self.next_numbers(1)[0]
+
+    def next_numbers(self, count: int) -> range:
+        """So many of them."""
         with self._lock:
-            self._greatest += 1
-            return self._greatest
+            self._greatest += count
+            return range(self._greatest - count + 1, self._greatest + 1)
 
     def number_after(self, numbers: Iterable[int]) -> None:
         """These are taken: `next_number` goes on above them."""
@@ -336,7 +345,7 @@ class SegmentSet:
 
     def path_of(self, number: int) -> Path:
         """Where the segment of a number lies."""
-        return self._directory / f"{number:016d}{SEGMENT_SUFFIX}"
+        return segment_path(self.directory, number)
 
     def publish(self, *infos: SegmentInfo) -> None:
         """Finished segments count from here on, all at once, and what they replace does not, and is unlinked.
@@ -387,7 +396,7 @@ class SegmentSet:
         if len(self.leftovers) < len(wanted):
             # Before anything else is removed: what these replaced should not come back without them.
             with suppress(OSError):
-                self._files.sync_dir(self._directory)
+                self._files.sync_dir(self.directory)
 
     def _remove_file(self, path: Path) -> bool:
         try:

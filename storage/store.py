@@ -10,8 +10,9 @@ threads of their own. The order of events for one sample:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,10 +22,11 @@ from storage.format import TIERS, CorruptError
 from storage.head import Head, Plan
 from storage.keeper import Keeper
 from storage.labels import LabelIndex, shape_labels, split
-from storage.loading import Loader
 from storage.matchers import Matcher
 from storage.merge import merge, steps
-from storage.recovery import DataDir, open_data_dir, unusable
+from storage.passes import Mask
+from storage.recovery import DataDir, Recovered, open_data_dir, unusable
+from storage.resident import Resident
 from storage.rings import NEVER_MS
 from storage.rollup import approximate
 from storage.segment_reader import Segment
@@ -35,7 +37,11 @@ from storage.types import Ids, Labels, Matrix, Shape, Times, Vector
 from storage.wal import Commit, Wal
 from storage.wal_reader import WalFile, read_wal
 
+_Name = TypeVar("_Name", Labels, Shape)
+
 MOST_LABEL_INDEXES = 32  # of segments, for matchers: some 100 bytes a label pair
+NEWEST_MS = 3_600_000
+FOREVER_MS = 1 << 62
 MOST_DAMAGE = 100  # places remembered
 
 
@@ -54,20 +60,6 @@ class Selection:
         return {"__name__": shape.metric, **dict(self.owners[series]), **dict(shape.labels)}
 
 
-@dataclass(slots=True)
-class Recovered:
-    """What a start found."""
-
-    fresh: bool = True
-    unclean: bool = False
-    wal_files: int = 0
-    wal_samples: int = 0
-    wal_bytes: int = 0
-    torn_bytes: int = 0
-    lost_samples: int = 0
-    damage: list[CorruptError] = field(default_factory=list)
-
-
 class Store:
     """See the module. Made by `open` or, without a disk, by `in_memory`."""
 
@@ -83,7 +75,8 @@ class Store:
         self._safe: dict[Labels, Sequences] = {}  # of a store without a WAL
         self._idle_since: dict[Labels, int] = {}
         self._data: DataDir | None = None
-        self._label_indexes: dict[int, tuple[LabelIndex, LabelIndex]] = {}  # by segment's number: owners, shapes
+        self._residents: tuple[Resident, ...] = ()  # oldest first
+        self._label_indexes: dict[Path, tuple[LabelIndex, LabelIndex]] = {}  # by file: owners, shapes
 
     @classmethod
     def in_memory(cls, settings: StoreSettings | None = None) -> Store:
@@ -123,10 +116,9 @@ class Store:
         found.damage += segments.load()
         self._look_at_segments()
         wal = self.wal = Wal(files, directory, self.head.index, segments.next_number, self.head.roll)
-        missing = 0
         for path in data.wal_files(segments.wal_done):
             try:
-                missing += self._replay(files, data, path, wal)
+                self._replay(files, data, path, wal)
             except CorruptError as error:  # not a WAL file at all
                 found.damage.append(error)
                 data.quarantine(path)
@@ -139,22 +131,21 @@ class Store:
             except CorruptError as error:
                 found.damage.append(error)
                 data.quarantine(path)
-        self.head.roll()
-        self.keeper = Keeper(files, directory, segments, self.settings, lambda: wal.closed, wal.names_in)
+        self._look_at_segments()
+        self.keeper = Keeper(files, directory, segments, self.settings, lambda: wal.closed)
         self.keeper.on_trouble = self._note
         self.damage += found.damage
         self.keeper.check_space()
-        if missing:  # what memory cannot hold is in segments before anybody reads
-            self.keeper.step(now_ms)
-            self.settle(now_ms)
 
-    def _replay(self, files: Files, data: DataDir, path: Path, wal: Wal) -> int:
-        """A WAL file into the rings; returns how many samples found no room there."""
+    def _replay(self, files: Files, data: DataDir, path: Path, wal: Wal) -> None:
+        """A WAL file is checked, and read from where it lies until it is a segment."""
         found = self.recovered
         file = read_wal(files, path)
-        missing = self._load(file)
-        file.content = None  # mapped until here; now its tail may be cut
-        data.cut_tail(path, file)
+        if file.torn_bytes and path == data.newest_wal:
+            torn, file.content = file, None  # mapped until here; now its tail may be cut
+            data.cut_tail(path, torn)
+            file = read_wal(files, path)
+            file.torn_bytes, file.losses, file.lost_samples = torn.torn_bytes, torn.losses, torn.lost_samples
         if found.unclean:
             with files.append(path) as unsynced:
                 unsynced.sync()
@@ -164,16 +155,9 @@ class Store:
         found.lost_samples += file.lost_samples
         found.damage += file.losses
         self._remember(file, wal)
-        return missing
-
-    def _load(self, file: WalFile) -> int:
-        """Returns how many samples found no room in the rings."""
-        if file.content is None:
-            return 0
-        loader = Loader(self.head, file.content)
-        loader.load()
-        self.recovered.wal_samples += loader.samples
-        return loader.missing
+        if file.content is not None:
+            found.wal_samples += file.most_samples
+            self._residents = (*self._residents, Resident(path, file.content))
 
     @staticmethod
     def _remember(file: WalFile, wal: Wal) -> None:
@@ -182,6 +166,11 @@ class Store:
             wal.receivers.number(labels)
             for first, last in ranges:
                 wal.receivers.safe[labels].add_range(first, last)
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the data directory's lock, -1 without one: who inherits it holds it too."""
+        return self._data.lock.fileno() if self._data is not None else -1
 
     @property
     def durable(self) -> bool:
@@ -268,6 +257,7 @@ class Store:
             done = list(keeper.flushed)
             wal.flushed(done)
             del keeper.flushed[: len(done)]  # not before: until then the background takes none of them twice
+            self._residents = tuple(resident for resident in self._residents if resident.path not in done)
             self._look_at_segments()
             if not wal.closed:
                 self.head.saved()
@@ -281,7 +271,8 @@ class Store:
 
     def _look_at_segments(self) -> None:
         raw = self.segments.all("raw") if self.segments is not None else ()
-        self.head.segments_ms = max((segment.info.max_ms + 1 for segment in raw), default=int(NEVER_MS))
+        last_ms = [segment.info.max_ms for segment in raw] + [r.span[1] for r in self._residents if r.span is not None]
+        self.head.segments_ms = max(last_ms) + 1 if last_ms else int(NEVER_MS)
 
     @property
     def refusal(self) -> str:
@@ -338,13 +329,19 @@ class Store:
     def read(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, tier: str = "raw") -> Columns:
         """Every sample with start_ms <= time < end_ms of the series that match: of segments, WAL and rings, each once."""
         rows = late = None
+        older: list[Columns] = []
         if tier == "raw":  # first, or what becomes a segment meanwhile would be in neither
             ids = self.head.index.match(matchers)
             late = self.head.read_late(ids, start_ms, end_ms)
             # What segments have need not be found twice: weaving the two together would cost more than reading either.
             rows = self.head.read(ids, start_ms, end_ms, unsaved=self.durable)
+            older = [
+                resident.read(*self._masks(resident.path, resident.owners, resident.shapes, matchers), start_ms, end_ms)
+                for resident in self._residents
+                if resident.overlaps(start_ms, end_ms)
+            ]
         parts = [self._read_segment(s, matchers, start_ms, end_ms) for s in self._overlapping(tier, start_ms, end_ms)]
-        return _merged([*parts, *(part for part in (late, rows) if part is not None)])
+        return _merged([*parts, *older, *(part for part in (late, rows) if part is not None)])
 
     def select(
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_ms: int, lookback_ms: int = 300_000
@@ -366,18 +363,30 @@ class Store:
         shapes = [found.shapes[s] for s in found.shape.tolist()]
         return Selection(owners, shapes, at, steps(found, at, lookback_ms))
 
+    def newest(self, matchers: Sequence[Matcher], now_ms: int) -> list[tuple[dict[str, str], float, int]]:
+        """The newest sample of each series that matches: labels without the metric's name, value, time. Of those in memory
+        whenever it was, of others in the last hour.
+        """
+        ids = self.head.index.match(matchers)
+        in_memory = _newest(self.head.read(ids, -FOREVER_MS, FOREVER_MS))
+        newest = in_memory | _newest(self.read(matchers, now_ms - NEWEST_MS, now_ms + NEWEST_MS))
+        return [({**dict(o), **dict(s.labels)}, value, time_ms) for (o, s), (value, time_ms) in newest.items()]
+
     def matrix(self, ids: Ids, steps_ms: Times, lookback_ms: int) -> Matrix:
         """As `Head.matrix`, and from segments what the rings no longer hold, or never held. float64, shape (N, T)."""
         if not len(steps_ms):
             return self.head.matrix(ids, steps_ms, lookback_ms)
         start_ms, end_ms = int(steps_ms[0]) - lookback_ms + 1, int(steps_ms[-1]) + 1
         before_ms = min(int(self.head.since_ms(ids).max(initial=NEVER_MS)), end_ms)
+        residents = [resident for resident in self._residents if resident.overlaps(start_ms, before_ms)]
         older = self._overlapping("raw", start_ms, before_ms)
         late = self.head.read_late(ids, start_ms, end_ms) if start_ms < before_ms else None
-        if not older and late is None:
+        if not older and not residents and late is None:
             return self.head.matrix(ids, steps_ms, lookback_ms)
         names = self.head.names(ids)
-        parts = [self._read_named(segment, names, start_ms, before_ms) for segment in older]
+        owners, shapes = {owner for owner, _ in names}, {shape for _, shape in names}
+        parts = [self._read_named(segment, owners, shapes, start_ms, before_ms) for segment in older]
+        parts += [r.read(_among(r.owners, owners), _among(r.shapes, shapes), start_ms, before_ms) for r in residents]
         parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
         found = _merged(parts)
         row_of = {name: row for row, name in enumerate(names)}
@@ -388,16 +397,12 @@ class Store:
         return matrix
 
     def _read_named(
-        self, segment: Segment, names: Sequence[tuple[Labels, Shape]], start_ms: int, end_ms: int
+        self, segment: Segment, owners: set[Labels], shapes: set[Shape], start_ms: int, end_ms: int
     ) -> Columns:
         """Of a segment what belongs to any of these owners and any of these shapes."""
-        owners, shapes = {owner for owner, _ in names}, {shape for _, shape in names}
         try:
             tables = segment.tables()
-            places = segment.find(
-                np.array([owner in owners for owner in tables.owners], dtype=bool),
-                np.array([shape in shapes for shape in tables.shapes], dtype=bool),
-            )
+            places = segment.find(_among(tables.owners, owners), _among(tables.shapes, shapes))
             return segment.read(places, start_ms, end_ms, on_damage=self._damaged) if len(places) else Columns()
         except CorruptError as error:
             self._damaged(error)
@@ -441,17 +446,36 @@ class Store:
     def _find(self, segment: Segment, matchers: Sequence[Matcher]) -> Ids:
         """Places of a segment's series that match."""
         tables = segment.tables()
-        known = self._label_indexes.get(segment.info.number)
+        return segment.find(*self._masks(segment.path, tables.owners, tables.shapes, matchers))
+
+    def _masks(
+        self, path: Path, owners: list[Labels], shapes: list[Shape], matchers: Sequence[Matcher]
+    ) -> tuple[Mask, Mask]:
+        """Which of a file's owners and which of its shapes match."""
+        known = self._label_indexes.get(path)
         if known is None:
-            known = LabelIndex.of(tables.owners), LabelIndex.of([shape_labels(shape) for shape in tables.shapes])
-            self._label_indexes[segment.info.number] = known
+            known = LabelIndex.of(owners), LabelIndex.of([shape_labels(shape) for shape in shapes])
+            self._label_indexes[path] = known
             while len(self._label_indexes) > MOST_LABEL_INDEXES:
                 del self._label_indexes[next(iter(self._label_indexes))]
         of_owner, of_shape = split(matchers)
-        owners, shapes = np.zeros(len(tables.owners), dtype=bool), np.zeros(len(tables.shapes), dtype=bool)
-        owners[np.frombuffer(known[0].select(of_owner).to_array(), dtype=np.uint32)] = True
-        shapes[np.frombuffer(known[1].select(of_shape).to_array(), dtype=np.uint32)] = True
-        return segment.find(owners, shapes)
+        masks = np.zeros(len(owners), dtype=bool), np.zeros(len(shapes), dtype=bool)
+        masks[0][np.frombuffer(known[0].select(of_owner).to_array(), dtype=np.uint32)] = True
+        masks[1][np.frombuffer(known[1].select(of_shape).to_array(), dtype=np.uint32)] = True
+        return masks
+
+
+def _newest(found: Columns) -> dict[tuple[Labels, Shape], tuple[float, int]]:
+    """Value and time of each series' newest sample, by owner and shape."""
+    owners = [found.owners[o] for o in found.owner.tolist()]
+    shapes = [found.shapes[s] for s in found.shape.tolist()]
+    values = found.values[found.start + found.counts - 1].tolist()
+    times = found.times[found.edges[found.vector + 1] - 1].tolist()
+    return dict(zip(zip(owners, shapes, strict=True), zip(values, times, strict=True), strict=True))
+
+
+def _among(names: Sequence[_Name], wanted: set[_Name]) -> Mask:
+    return np.array([name in wanted for name in names], dtype=bool)
 
 
 def _merged(parts: Sequence[Columns]) -> Columns:

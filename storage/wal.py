@@ -13,7 +13,6 @@ at a `take`, when no tick is half in it; the head is told at the same moment, so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from storage.head import Plan
 from storage.index import SeriesIndex
 from storage.sequences import Sequences
 from storage.types import Labels, Meta, Shape, Vector
-from storage.wal_names import Known
 from storage.wal_writer import Tick, WalWriter
 
 RECURRING_USES = 3  # from this use on a plan is declared as a set; before, its samples go in loose
@@ -53,6 +51,7 @@ class Commit:
         self.written_bytes = self.writer.write(self.buffers)
         if self.closes:
             self.writer.close()
+            self.writer.bequeath()
 
 
 @dataclass(slots=True)
@@ -122,7 +121,6 @@ class Wal:
         self.receivers = Receivers()
         self.closed: list[Path] = []  # wait to become segments, oldest first
         self.closed_bytes = 0
-        self._known: dict[Path, Known] = {}  # of closed files
         self.roll_wanted = False
         self.began_ms = 0  # when the first tick of the open file was taken; 0: nothing in it yet
         self.commits = 0
@@ -142,8 +140,8 @@ class Wal:
             Tick
         ] = []  # written again before the tick, and apart: in a frame, rows stand before loose samples
         self._loose_at: set[tuple[int, int]] = set()  # owner and time of the tick's loose samples
-        self._holds_safe = False  # a commit to the open file has succeeded
         self._writer: WalWriter | None = None
+        self._before: WalWriter | None = None  # the last one that was closed
         self._broken: list[Path] = []
         self._broken_bytes = 0
         self._under_way = False
@@ -175,10 +173,6 @@ class Wal:
             self._counted_rows = len(rows)
         return self.closed_bytes + self.open_bytes + self._tick_bytes + self._counted_bytes
 
-    def names_in(self, path: Path) -> Known:
-        """What is remembered of the names in a closed file, if this process wrote it. Any thread."""
-        return self._known.get(path, {})
-
     @property
     def open_bytes(self) -> int:
         """Of the file that is written now, and of those before it that broke."""
@@ -192,7 +186,7 @@ class Wal:
     # Committing
 
     def take(self, now_ms: int) -> Commit | None:
-        """The tick's lists as a commit; None when there is nothing, or one is under way. May raise OSError (a new file)."""
+        """The tick's lists as a commit; None when there is nothing, or one is under way."""
         if self._under_way or (self.empty and not self.roll_wanted):
             return None
         writer = self._writer or self._begin(now_ms)
@@ -227,15 +221,15 @@ class Wal:
 
     def _begin(self, now_ms: int) -> WalWriter:
         number = self._next_number()
-        writer = WalWriter(self._files, wal_path(self._directory, number), number, now_ms, self._names)
+        path = wal_path(self._directory, number)
+        self._writer = writer = WalWriter(self._files, path, number, now_ms, self._names, self._before)
         writer.checkpoint(self.receivers.ranges())
-        self._writer, self._holds_safe = writer, False
+        self._before = None
         return writer
 
     def committed(self, commit: Commit) -> None:
         """A commit is safe."""
         self._under_way = False
-        self._holds_safe = True
         self.commits += 1
         self.written_bytes += commit.written_bytes
         for number, first, last in (span for tick in commit.ticks for span in tick.ranges):
@@ -249,7 +243,7 @@ class Wal:
         paths = [*self._broken]
         if self._writer is not None:
             paths.append(self._writer.path)
-            self._known[self._writer.path] = self._writer.known
+            self._before = self._writer
         self.closed_bytes += self.open_bytes
         self._broken, self._broken_bytes, self._writer, self.began_ms = [], 0, None, 0
         self.closed = [*self.closed, *paths]
@@ -265,24 +259,19 @@ class Wal:
             self.roll_wanted = True  # the head was told: its marks hold until the next file is done too
 
     def _abandon(self) -> None:
-        """Nothing more goes into the open file. It is kept for what is safe in it, and else would only take up room."""
+        """Nothing more goes into the open file. What there is of it stays, for what is safe in it."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        with suppress(OSError):
-            writer.close()
-        if not self._holds_safe:
-            with suppress(OSError):
-                self._files.unlink(writer.path)
-                return
-        self._broken.append(writer.path)
-        self._broken_bytes += writer.size_bytes
+        writer.close()
+        if writer.exists:
+            self._broken.append(writer.path)
+            self._broken_bytes += writer.size_bytes
 
     def flushed(self, paths: Iterable[Path]) -> None:
         """Segments hold what these closed files held, and they are gone."""
         gone = set(paths)
         self.closed = [path for path in self.closed if path not in gone]
-        self._known = {path: known for path, known in self._known.items() if path not in gone}
         self.closed_bytes = sum(self._files.size(path) for path in self.closed)
 
     def close(self) -> None:

@@ -132,6 +132,8 @@ def frames_of(
         begins = {frame.at - FRAME_HEADER_BYTES for frame in frames} | {loss.offset_bytes for loss in scan.losses}
         if begin in begins and any(begin <= loss.offset_bytes < last for loss in scan.losses):
             end = begin
+    if scan.losses and not any(frame.kind in BEFORE_AT for frame in frames) and not unreadable:
+        end = WAL_HEADER_BYTES  # the first write of all: nobody was told that any of it is safe
     losses += [loss for loss in scan.losses if loss.offset_bytes < end]
     return [frame for frame in frames if frame.at < end], end
 

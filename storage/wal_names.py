@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ import orjson
 from storage.passes import Mask, Numbers, Places, spread
 from storage.types import Labels, Meta, Shape
 from storage.wal_frames import Frame
+
+MOST_REMEMBERED = 100_000  # shapes: some 80 MB
+_Described: TypeAlias = tuple[int, Shape, Meta]
+"""What is declared of a shape, and its number."""
 
 
 class Table:
@@ -60,21 +64,11 @@ class Layouts:
         return self.shape[self.start[place] : self.start[place] + self.width[place]]
 
 
-class Declaration(NamedTuple):
-    """What one frame declares, besides sets: numbers of the file's own."""
-
-    owners: list[tuple[int, Labels]]
-    shapes: list[tuple[int, Shape, Meta]]
-
-
-Known = Mapping[int, Declaration]
-"""What frames of declarations say, by where their payloads begin: known by who wrote them, and need not be parsed."""
-
-
 class Declared:
     """All that a file declares. Of a number that is declared twice the first declaration counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self.owner_numbers, self.shape_numbers, self.set_numbers = Table(), Table(), Table()
         self.metas: dict[str, Meta] = {}  # by metric
         self._owners: dict[Labels, int] = {}
@@ -91,20 +85,20 @@ class Declared:
         """By place, none twice."""
         return list(self._shapes)
 
-    def add(self, data: memoryview, frame: Frame, known: Known) -> None:
+    def add(self, data: memoryview, frame: Frame) -> None:
         """A frame of declarations. ValueError, TypeError, KeyError, struct.error: it is none, and nothing of it is taken."""
         payload = data[frame.at : frame.at + frame.length]
         text_bytes, words = struct.unpack_from("<II", payload)
         first = 8 + text_bytes + -text_bytes % 4
         if first + 4 * words != frame.length:
             raise ValueError(f"{text_bytes} bytes and {words} words do not make {frame.length} bytes")
-        names = known.get(frame.at) or _parsed(payload[8 : 8 + text_bytes])
+        owners, shapes = _parsed(payload[8 : 8 + text_bytes], self._memory)
         sets = list(_sets(payload[first:].cast("I"), (frame.at + first) // 4))
-        for number, labels in names.owners:
+        for number, labels in owners:
             if number not in self.owner_numbers:
                 self.owner_numbers.add(number, self._owners.setdefault(labels, len(self._owners)), frame.at)
         metas: dict[str, Meta] = {}
-        for number, shape, meta in names.shapes:
+        for number, shape, meta in shapes:
             if number not in self.shape_numbers:
                 self.shape_numbers.add(number, self._shapes.setdefault(shape, len(self._shapes)), frame.at)
                 metas[shape.metric] = meta
@@ -135,31 +129,49 @@ def _sets(words: memoryview, word: int) -> Iterator[tuple[int, int, int, int]]:
         at += 3 + words[at + 2]
 
 
-def _parsed(text: memoryview) -> Declaration:
+class Memory:
+    """Shapes that were declared before, by their JSON: file after file says the same, and parsing it is half of reading one."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[bytes, _Described] = {}
+
+    def described(self, entries: Sequence[Sequence[Any]]) -> list[_Described]:
+        """In this order. ValueError, TypeError: they are not what declares a shape."""
+        shapes, texts = self._shapes, list(map(orjson.dumps, entries))
+        new = {text: entry for text, entry in zip(texts, entries, strict=True) if text not in shapes}
+        if len(shapes) + len(new) > MOST_REMEMBERED:
+            self._shapes = shapes = {}
+            new = dict(zip(texts, entries, strict=True))
+        shapes.update(zip(new, _described(list(new.values())), strict=True))
+        return [shapes[text] for text in texts]
+
+
+def _parsed(text: memoryview, memory: Memory) -> tuple[list[tuple[int, Labels]], list[_Described]]:
     """ValueError, TypeError, KeyError: it is not the JSON of names."""
     found = orjson.loads(text)
     owners = [(number, _labels(labels)) for number, labels in found["owners"]]
+    _check([number for number, _ in owners], [labels for _, labels in owners], [])
+    return owners, memory.described(found["shapes"])
+
+
+def _described(entries: Sequence[Sequence[Any]]) -> list[_Described]:
     shapes = [
         (number, Shape(metric, _labels(labels)), (kind, unit, description, source_name))
-        for number, metric, labels, kind, unit, description, source_name in found["shapes"]
+        for number, metric, labels, kind, unit, description, source_name in entries
     ]
-    _check(owners, shapes)
+    texts = chain((shape.metric for _, shape, _ in shapes), chain.from_iterable(meta for _, _, meta in shapes))
+    _check([number for number, _, _ in shapes], [shape.labels for _, shape, _ in shapes], texts)
     metas = {meta: Meta(*meta) for _, _, meta in shapes}
-    return Declaration(owners, [(number, shape, metas[meta]) for number, shape, meta in shapes])
+    return [(number, shape, metas[meta]) for number, shape, meta in shapes]
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> Labels:
     return tuple([(name, value) for name, value in pairs])
 
 
-def _check(
-    owners: Sequence[tuple[int, Labels]], shapes: Sequence[tuple[int, Shape, tuple[str, str, str, str]]]
-) -> None:
+def _check(numbers: Sequence[int], labels: Sequence[Labels], texts: Iterable[str]) -> None:
     """ValueError where the JSON has something else than numbers and text."""
-    numbers = [owner[0] for owner in owners] + [shape[0] for shape in shapes]
     if set(map(type, numbers)) - {int} or not all(0 <= number < 1 << 32 for number in numbers):
         raise ValueError("a number that is none of 32 bits")
-    labels = chain((labels for _, labels in owners), (shape.labels for _, shape, _ in shapes))
-    texts = chain(chain.from_iterable(chain.from_iterable(labels)), (shape.metric for _, shape, _ in shapes))
-    if set(map(type, chain(texts, chain.from_iterable(meta for _, _, meta in shapes)))) - {str}:
+    if set(map(type, chain(chain.from_iterable(chain.from_iterable(labels)), texts))) - {str}:
         raise ValueError("a name that is no text")

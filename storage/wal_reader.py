@@ -27,7 +27,7 @@ from storage.format import (
 from storage.passes import Mask, Numbers, Places, spread
 from storage.types import Labels
 from storage.wal_frames import Frame, forget, frames_of, header_of, load, padded
-from storage.wal_names import Declared, Known
+from storage.wal_names import Declared, Memory
 from storage.wal_rows import Content, Loose, Rows, Vectors, stretches, whole
 
 MOST_ROUNDS: Final = 100  # of finding out the widths of sets whose declarations are lost
@@ -54,13 +54,20 @@ class WalFile:
         return whole(self.content) if self.content is not None else Columns()
 
     @property
+    def most_samples(self) -> int:
+        """How many there are at most: with the cells of rows that hold none."""
+        if self.content is None:
+            return 0
+        return int(self.content.layouts.width[self.content.rows.layout].sum()) + len(self.content.loose.time)
+
+    @property
     def samples(self) -> int:
         """How many there are. Reads all of them."""
         return sum(piece.samples for piece in stretches(self.content)) if self.content is not None else 0
 
 
-def read_wal(files: Files, path: Path, known: Known | None = None) -> WalFile:
-    """All of a file. `known`: what its writer remembers of its names.
+def read_wal(files: Files, path: Path, memory: Memory | None = None) -> WalFile:
+    """All of a file. `memory`: of files before it that may declare the same.
 
     CorruptError: its header is not a WAL's. TooNewError: a later version's. OSError: it cannot be read.
     """
@@ -70,7 +77,7 @@ def read_wal(files: Files, path: Path, known: Known | None = None) -> WalFile:
         return WalFile(int(path.stem) if path.stem.isdecimal() else 0, torn_bytes=len(data))
     losses: list[CorruptError] = []
     frames, valid_bytes = frames_of(path, data, unreadable, losses)
-    content = _Content(path, data, frames, losses, known or {})
+    content = _Content(path, data, frames, losses, memory or Memory())
     return WalFile(
         number=header.number,
         created_ms=header.created_ms,
@@ -112,10 +119,10 @@ class _Content:
     """All frames of a file together."""
 
     def __init__(
-        self, path: Path, data: memoryview, frames: Sequence[Frame], losses: list[CorruptError], known: Known
+        self, path: Path, data: memoryview, frames: Sequence[Frame], losses: list[CorruptError], memory: Memory
     ) -> None:
         self.lost_samples = 0
-        self.names = Declared()
+        self.names = Declared(memory)
         self.words = np.frombuffer(data, "<u4", len(data) // 4)
         self.longs = np.frombuffer(data, "<i8", len(data) // 8)
         self.doubles = self.longs.view("<f8")
@@ -125,7 +132,7 @@ class _Content:
         self._incomplete: list[int] = []  # numbers of frames with samples that are lost
         for frame in frames:
             if frame.kind == KIND_DECLARATIONS:
-                self._declare(data, frame, known)
+                self._declare(data, frame)
             elif frame.kind not in (KIND_SAMPLES, KIND_CHECKPOINT):
                 self._damaged(frame.at, frame.length, f"a frame of the unknown kind {frame.kind}")
         self.layouts = self.names.layouts(self.words)
@@ -152,9 +159,9 @@ class _Content:
             self._damaged(int(at[i]), int(length[i]), "a payload whose counts and length do not agree")
         return right
 
-    def _declare(self, data: memoryview, frame: Frame, known: Known) -> None:
+    def _declare(self, data: memoryview, frame: Frame) -> None:
         try:
-            self.names.add(data, frame, known)
+            self.names.add(data, frame)
         except (ValueError, TypeError, KeyError, struct.error) as error:
             self._damaged(frame.at, frame.length, f"declarations that cannot be read ({error})")
 

@@ -200,13 +200,17 @@ def merged(contents: Sequence[Content], start_ms: int, end_ms: int) -> Iterator[
 # Rows and loose samples
 
 
-def divided(content: Content, rows: Rows, loose: Loose) -> Piece:
-    """Most rows as strips, one for each owner and list of shapes; what is small or out of the ordinary as loose samples."""
+def divided(content: Content, rows: Rows, loose: Loose, shapes: Mask | None = None) -> Piece:
+    """Most rows as strips, one for each owner and list of shapes; what is small or out of the ordinary as loose samples, of
+    these shapes alone.
+    """
     strip, sets = _numbered(content.layouts, rows)
     large = np.bincount(strip, content.layouts.width[rows.layout], len(sets)) >= LEAST_CELLS
     apart = ~large[strip]
     apart |= _tangled(content, rows, strip, sets, large, _together(content, rows, loose, apart))
     singles = _together(content, rows, loose, apart)
+    if shapes is not None:
+        singles = singles.where(shapes[singles.shape])
     return Piece(_strips(content, rows.where(~apart), strip[~apart], sets), _columns(content, singles))
 
 

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate, starmap
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import orjson
 from crc32c import crc32c
 
-from storage.files import Buffer, Files
+from storage.files import AppendFile, Buffer, Files
 from storage.format import (
     FRAME_ALIGN,
     FRAME_HEADER_BYTES,
@@ -33,7 +32,6 @@ from storage.format import (
 )
 from storage.types import ABSENT_BITS, ID, TIME, Labels, Meta, Shape, Times, Vector
 from storage.wal_frames import BEFORE_AT, CRC_AT, FILE_HEADER, FRAME_HEADER, HEADER_CRC_AT, KIND_AT
-from storage.wal_names import Declaration
 
 Numbers = npt.NDArray[np.int32]
 Range = tuple[int, int, int]
@@ -42,6 +40,8 @@ Range = tuple[int, int, int]
 SET_HEADER: Final = struct.Struct("<III")  # set, owner, width
 
 
+_DECLARES: Final = struct.pack("<I", KIND_DECLARATIONS)
+LEAST_LEGACY_BYTES: Final = 1 << 16
 NO_LOOSE: Final = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, TIME), np.empty(0))
 
 
@@ -97,37 +97,49 @@ class Tick:
 
 
 class WalWriter:
-    """One file. It declares what it uses, each owner, shape and set once."""
+    """One file, made by the first `write`. It declares what it uses, each owner, shape and set once.
 
-    def __init__(self, files: Files, path: Path, number: int, created_ms: int, names: Names) -> None:
-        """Makes the file, with its name on disk. OSError: there is none."""
+    With `after`, a closed one, it begins with what that one declared: to say it anew would take the time of whoever appends.
+    """
+
+    def __init__(
+        self, files: Files, path: Path, number: int, created_ms: int, names: Names, after: WalWriter | None = None
+    ) -> None:
         self.path = path
-        self.number = number
+        self.safe = False  # something in it is
+        self._files = files
         self._names = names
         self._sets: set[int] = set()  # numbers of those that are declared
         self._owners: set[int] = set()  # likewise
         self._shapes = np.zeros(1024, dtype=bool)  # by number: whether it is declared
-        self.known: dict[int, Declaration] = {}  # what is on disk, for `read_wal`
-        self._fresh: list[tuple[bytearray, Declaration]] = []  # what is not yet
+        self._declared: list[tuple[int, int]] = []  # offsets and bytes of the frames that say so
+        self._idle: set[int] = set()  # numbers of sets that were declared by the file before, and not used since
+        self._inherited: bytes = b""  # what the file before declared
+        self._anew_bytes = 0  # of declarations, when they were last made from nothing: they may not grow for ever
+        self._legacy: bytes = b""  # what this one did, once it is closed
         self._checkpoint: list[Range] | None = None
         self._broken = False
         fields = WAL_MAGIC, WAL_VERSION, number, created_ms, 0
         crc = crc32c(FILE_HEADER.pack(*fields, 0)[:HEADER_CRC_AT])
-        self._file = files.create(path)
-        try:
-            self._file.write([FILE_HEADER.pack(*fields, crc)])
-            self._file.sync()
-            files.sync_dir(path.parent)
-        except BaseException:
-            self._give_up()
-            with suppress(OSError):
-                files.unlink(path)
-            raise
+        self._header = FILE_HEADER.pack(*fields, crc)
+        self._file: AppendFile | None = None
+        if after is not None and after._legacy:
+            self._inherit(after)
+
+    def _inherit(self, after: WalWriter) -> None:
+        self._sets, self._owners, self._shapes = after._sets, after._owners, after._shapes
+        self._idle, self._inherited, after._legacy = set(self._sets), after._legacy, b""
+        self._anew_bytes = after._anew_bytes
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self._file is not None
 
     @property
     def size_bytes(self) -> int:
-        """Of the file as it is now."""
-        return self._file.size
+        """Of the file as it is now; 0 before there is one."""
+        return self._file.size if self._file is not None else 0
 
     def checkpoint(self, ranges: Iterable[Range]) -> None:
         """All that was received before this file: stands before the frames of the next `encode`."""
@@ -142,13 +154,15 @@ class WalWriter:
             raise WalBrokenError(self.path)
         declared = self._sets
         fresh = list({row.number: row for row in tick.sets if row.number not in declared}.values())
+        if self._idle:
+            self._idle.difference_update([row.number for row in tick.sets])
         loose = _loose(tick.loose)
         samples = self._samples(tick, loose)
         ranges = [*(self._checkpoint or ()), *tick.ranges]
         owners = {number for number, _, _ in ranges}.union(_distinct(loose[0]), [row.owner for row in fresh])
         frames = [*self._declare(fresh, owners, loose[1]), *self._checkpointed(), *samples]
         self._checkpoint = None
-        before = 0
+        before = len(self._inherited)
         for frame in frames:
             if (kind := FRAME_HEADER.unpack_from(frame)[3]) in BEFORE_AT:
                 struct.pack_into("<I", frame, FRAME_HEADER_BYTES + BEFORE_AT[kind], before)
@@ -190,18 +204,17 @@ class WalWriter:
         new_shapes = self._new_shapes([shapes, *(row.shapes for row in fresh)])
         if not (fresh or new_owners or len(new_shapes)):
             return []
-        names = Declaration(
-            [(number, self._names.owner_labels(number)) for number in new_owners],
-            [(number, *self._names.shape(number)) for number in new_shapes.tolist()],
-        )
-        text = orjson.dumps({"owners": names.owners, "shapes": list(starmap(_described, names.shapes))})
+        names = {
+            "owners": [(number, self._names.owner_labels(number)) for number in new_owners],
+            "shapes": [_described(number, *self._names.shape(number)) for number in new_shapes.tolist()],
+        }
+        text = orjson.dumps(names)
         sets = b"".join(
             SET_HEADER.pack(row.number, row.owner, len(row.shapes)) + np.asarray(row.shapes, np.int32).tobytes()
             for row in fresh
         )
         parts = [struct.pack("<II", len(text), len(sets) // 4), text, bytes(-len(text) % 4), sets]
         frame = self._frame(KIND_DECLARATIONS, parts)
-        self._fresh.append((frame, names))
         self._sets.update(row.number for row in fresh)
         self._owners.update(new_owners)
         self._shapes[new_shapes] = True
@@ -230,37 +243,77 @@ class WalWriter:
     def write(self, frames: Sequence[bytearray]) -> int:
         """Put the frames on disk and wait until they are there; returns their bytes. Any thread, one at a time.
 
-        OSError: any part of them may be on disk, and the writer is broken: WalBrokenError from now on.
+        OSError: any part of them may be on disk, and the writer is broken: WalBrokenError from now on. Nothing safe was in
+        the file yet: then it is not there.
         """
         if self._broken:
             raise WalBrokenError(self.path)
         if not frames:
             return 0
-        starts = accumulate(map(len, frames), initial=self._file.size + FRAME_HEADER_BYTES)
-        fresh = {id(frame): names for frame, names in self._fresh}
-        declared = {at: fresh[id(frame)] for at, frame in zip(starts, frames, strict=False) if id(frame) in fresh}
         try:
+            file = self._file = self._file or self._begun()
             for frame in frames:
                 _, length, _, _ = FRAME_HEADER.unpack_from(frame)
                 crc = crc32c(memoryview(frame)[KIND_AT : FRAME_HEADER_BYTES + length])
                 struct.pack_into("<I", frame, CRC_AT, crc)
-            self._file.write(frames)
-            self._file.sync()
+            written: list[bytes | bytearray] = [self._inherited, *frames]
+            self._note_declared(file.size, written)
+            file.write(written)
+            file.sync()
         except BaseException:
             self._give_up()
             raise
-        self.known |= declared
-        self._fresh = []
-        return sum(map(len, frames))
+        self.safe, self._inherited = True, b""
+        return sum(map(len, written))
+
+    def _begun(self) -> AppendFile:
+        """The file with its header, durably: what is torn later is then known to be a WAL's."""
+        file = self._file = self._files.create(self.path)
+        file.write([self._header])
+        file.sync()
+        self._files.sync_dir(self.path.parent)
+        return file
+
+    def _note_declared(self, at: int, written: Sequence[bytes | bytearray]) -> None:
+        for data in written:
+            if len(data) and (data is self._inherited or data[KIND_AT : KIND_AT + 4] == _DECLARES):
+                self._declared.append((at, len(data)))
+            at += len(data)
 
     def _give_up(self) -> None:
         self._broken = True
-        with suppress(OSError):
-            self._file.close()
+        self.close()
+        if self._file is not None and not self.safe:
+            with suppress(OSError):
+                self._files.unlink(self.path)
+                self._file = None
 
     def close(self) -> None:
         """Nothing more will be written; twice is fine."""
-        self._file.close()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def bequeath(self) -> None:
+        """Have ready for the next file what this one declared, unless most of it is used no more. REQUIRES: it is closed."""
+        size_bytes = sum(size for _, size in self._declared)
+        self._anew_bytes = self._anew_bytes or size_bytes
+        if 2 * len(self._idle) <= len(self._sets) and size_bytes <= 2 * self._anew_bytes + LEAST_LEGACY_BYTES:
+            with suppress(OSError):  # then the next one says it anew
+                data = b"".join([self._files.read(self.path, at, size) for at, size in self._declared])
+                self._legacy = data if _are_frames(data) else b""
+
+
+def _are_frames(data: bytes) -> bool:
+    """Whether these are valid frames, one after the other."""
+    at = 0
+    while at + FRAME_HEADER_BYTES <= len(data):
+        magic, length, crc, _ = FRAME_HEADER.unpack_from(data, at)
+        end = at + FRAME_HEADER_BYTES + length
+        if magic != FRAME_MAGIC or crc32c(memoryview(data)[at + KIND_AT : end]) != crc:
+            return False
+        at = end + -length % FRAME_ALIGN
+    return at == len(data)
 
 
 def _described(number: int, shape: Shape, meta: Meta) -> list[object]:

@@ -59,7 +59,7 @@ class ForgetfulFiles(Files):
         for file in self._open:
             file.close()
         for lock in self._locks:
-            lock.release()
+            lock.close()
         edits = self._random.randrange(len(self._pending) + 1) if self._random is not None else 0
         for edit in self._pending[:edits]:
             self._apply(edit)

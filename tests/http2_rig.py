@@ -257,10 +257,11 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(rig: Rig, *, greet: bool = True) -> AsyncIterator[Peer]:
+async def peer(rig: Rig, *, greet: bool = True, knows: bool = True) -> AsyncIterator[Peer]:
+    """greet: it has sent preface and settings; knows: it has the server's."""
     made = Peer(*await asyncio.open_connection("127.0.0.1", rig.port))
     if greet:
-        made.send(frames.PREFACE, frames.settings(()))
+        made.send(frames.PREFACE, frames.settings(()), *((frames.SETTINGS_ACK,) if knows else ()))
     try:
         yield made
     finally:

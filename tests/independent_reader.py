@@ -9,6 +9,8 @@ import numpy as np
 from crc32c import crc32c
 from pcodec.standalone import simple_decompress
 
+VERSIONS = (b"\1\0\0\0", b"\2\0\0\0")
+
 
 def read(data: Path, tier: str = "raw") -> dict:
     segments = sorted(map(segment, (data / "segments").glob("*.seg")), key=lambda s: (s[0]["order"], s[0]["number"]))
@@ -48,12 +50,15 @@ def wal(path: Path) -> dict:
 
 def segment(path: Path) -> tuple[dict, dict]:
     b, found, (at, size, crc, _, own) = path.read_bytes(), {}, unpack_from("<QIIII", path.read_bytes()[-32:])
-    assert (b[:8], b[-8:], crc32c(b[-32:-12])) == (b"CDSG\1\0\0\0", b"\1\0\0\0CDSG", own)
+    assert (b[:4], b[-4:], b[4:8], crc32c(b[-32:-12])) == (b"CDSG", b"CDSG", b[-8:-4], own)
+    assert b[4:8] in VERSIONS
     f = json.loads(b[at : at + size]) if crc32c(b[at : at + size]) == crc else None
     owners, shapes, vector, counts = (block(b, *f[x]) for x in ("owners", "shapes", "series_vector", "vector_count"))
     tables = (block(b, *f[x]).reshape(-1, 3)[:, :2].tolist() for x in ("time_blocks", "value_blocks"))
     times, values = (np.concatenate([block(b, *place) for place in table]) for table in tables)
-    times, values = np.split(times, np.cumsum(counts)), np.split(values.view("i8"), np.cumsum(counts[vector]))
+    order = block(b, *f["value_order"]) if "value_order" in f else np.arange(len(vector))
+    times, values = np.split(times, np.cumsum(counts)), np.split(values.view("i8"), np.cumsum(counts[vector[order]]))
+    values = [values[place] for place in np.argsort(order)]
     for i, (s, o) in enumerate(zip(block(b, *f["series_shape"]), block(b, *f["series_owner"]), strict=True)):
         name = tuple(sorted(map(tuple, [["__name__", shapes[s][0]], *shapes[s][1], *owners[o]])))
         found |= {(name, t): v for t, v in zip(times[vector[i]].tolist(), values[i].tolist(), strict=True)}

@@ -339,16 +339,55 @@ async def test_when_safe_is_not_called_by_a_commit_that_failed(house: House) -> 
     assert called == [[(1, 1)]]
 
 
-async def test_a_full_wal_stops_writing_until_the_background_has_made_room(tmp_path: Path) -> None:
-    house = House(tmp_path / "data", wal_file_bytes=1 << 12, wal_bytes=1 << 13)
-    stream, sequence = house.stream(), 0
+async def filled(house: House, stream: Stream, then: Callable[[], None]) -> int:
+    """One commit after the other until the WAL is full; how many."""
+    sequence = 0
     while not house.committer.full:
         sequence += 1
         stream.send(sequence)
         house.committer.tick()
         await until(lambda: stream.conversation.acks_waiting)
         stream.acked()
-        assert house.store.wal.size_bytes < 1 << 14
+        house.committer.look()
+        then()
+    return sequence
+
+
+async def test_a_slow_disk_lets_no_more_wait_than_it_takes_in_a_moment(house: House) -> None:
+    committer, stream = house.committer, house.stream()
+    house.files.gate.clear()
+    stream.send(1)
+    committer.tick()  # under way, and slow
+    committer.wrote(stream, 2, module.MOST_UNSAFE_BYTES)
+    assert not committer.full
+    committer.wrote(stream, 3, 1)
+    assert committer.full
+    committer.look()
+    assert committer.full
+    waiting = asyncio.create_task(committer.room())
+    await a_while()
+    assert not waiting.done()
+    house.files.gate.set()
+    await asyncio.wait_for(waiting, LONG_S)  # at once: the next commit has taken what waited
+    assert not committer.full
+
+
+async def test_a_disk_that_fails_makes_nobody_wait(house: House) -> None:
+    committer, stream = house.committer, house.stream()
+    fault = house.files.fail("sync", errno.EIO, path="*.wal")
+    stream.send(1)
+    committer.tick()
+    await until(lambda: committer.error)
+    committer.wrote(stream, 2, 2 * module.MOST_UNSAFE_BYTES)
+    assert not committer.full  # it is refused instead
+    fault.stop()
+
+
+async def test_a_full_wal_stops_writing_until_the_background_has_made_room(tmp_path: Path) -> None:
+    house = House(tmp_path / "data", wal_file_bytes=1 << 12, wal_bytes=1 << 13)
+    stream = house.stream()
+    sequence = await filled(house, stream, lambda: None)
+    assert house.store.wal.size_bytes < 1 << 14
     waiting = asyncio.create_task(house.committer.room())
     house.committer.look()
     await a_while()
@@ -382,15 +421,8 @@ def test_a_share_is_used_up_before_a_stream_rests() -> None:
 
 async def test_the_fuller_the_wal_the_smaller_a_streams_share(tmp_path: Path) -> None:
     house = House(tmp_path / "data", wal_file_bytes=1 << 12, wal_bytes=1 << 14)
-    stream, sequence, shares = house.stream(), 0, []
-    while not house.committer.full:
-        sequence += 1
-        stream.send(sequence)
-        house.committer.tick()
-        await until(lambda: stream.conversation.acks_waiting)
-        stream.acked()
-        house.committer.look()
-        shares.append(house.committer.share_bytes)
+    shares: list[int | None] = []
+    await filled(house, house.stream(), lambda: shares.append(house.committer.share_bytes))
     limited = [share for share in shares if share is not None]
     assert shares[0] is None
     assert limited == sorted(limited, reverse=True)

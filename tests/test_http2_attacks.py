@@ -128,7 +128,7 @@ async def test_it_ends_the_connection(rig: Rig, attack: bytes, kind: str, code: 
     assert rig.server.counts[kind] == 1
     await rig.settled()
     await is_well(rig)
-    assert rig.server.memory.held_bytes == 0
+    assert rig.server.shared.held_bytes == 0
 
 
 async def test_a_stream_id_may_not_go_down(rig: Rig) -> None:
@@ -247,6 +247,39 @@ async def test_a_stream_that_sends_more_than_its_window_is_reset_and_the_others_
     assert rig.server.counts["flow_control"] == 1
 
 
+async def test_before_a_peer_knows_our_settings_it_may_send_what_http_allows(rig: Rig) -> None:
+    async with peer(rig, knows=False) as p:
+        p.begin(1, _path="/t/unread")
+        p.begin(3)
+        p.send(frame(frames.DATA, 0, 1, message(bytes(QUARTER - 5))) * 15)
+        p.send(frames.SETTINGS_ACK)
+        p.say(3, b"on")
+        assert (await p.until(frames.DATA)).payload == message(b"on")
+        assert not rig.server.counts["flow_control"]
+        p.send(frame(frames.DATA, 0, 1, message(b"x")))
+        assert await p.reset() is Code.FLOW_CONTROL_ERROR
+
+
+async def test_what_was_read_before_our_settings_were_known_gets_its_credit(rig: Rig) -> None:
+    async with peer(rig, knows=False) as p:
+        rig.handlers.go_on.set()
+        p.begin(1, _path="/t/unread")
+        p.send(frame(frames.DATA, 0, 1, message(bytes(QUARTER - 5))) * 7)  # less than half of what HTTP allows
+        while len(rig.handlers.heard) < 7:
+            await p.ping()
+        assert not [got for got in p.seen if got.kind == frames.WINDOW_UPDATE and got.stream_id]
+        p.send(frames.SETTINGS_ACK)
+        while (await p.until(frames.WINDOW_UPDATE)).stream_id != 1:
+            pass
+
+
+async def test_no_more_than_what_http_allows_even_then(rig: Rig) -> None:
+    async with peer(rig, knows=False) as p:
+        p.begin(1, _path="/t/unread")
+        p.send(frame(frames.DATA, 0, 1, message(bytes(QUARTER - 5))) * 16)
+        assert await p.reset() is Code.FLOW_CONTROL_ERROR
+
+
 async def test_a_connection_that_sends_more_than_its_window_is_ended(rig: Rig) -> None:
     async with peer(rig) as p:
         streams = limits.CONNECTION_WINDOW_BYTES // (3 * QUARTER) + 1
@@ -285,13 +318,43 @@ async def test_among_many_streams_each_gets_a_small_window(rig: Rig) -> None:
         assert (given.stream_id, int.from_bytes(given.payload, "big")) == (1, credit)
 
 
+async def test_streams_with_a_window_full_to_say_take_turns() -> None:
+    connection = Connection(Mock(), limits.Limits(), limits.Shared(1), lambda: 0.0)
+    read: list[int] = []
+
+    async def handle(stream_id: int) -> None:
+        receiver = connection.streams.setdefault(stream_id, Stream(connection, stream_id)).receiver
+        receiver.messages.extend([bytes(limits.TURN_BYTES)] * 5)
+        for _ in range(5):
+            await receiver.read()
+            read.append(stream_id)
+
+    await asyncio.gather(*map(handle, (1, 3, 5)))
+    assert read == [1, 3, 5] * 5
+
+
+async def test_small_messages_are_read_several_in_a_turn() -> None:
+    connection = Connection(Mock(), limits.Limits(), limits.Shared(1), lambda: 0.0)
+    read: list[int] = []
+
+    async def handle(stream_id: int) -> None:
+        receiver = connection.streams.setdefault(stream_id, Stream(connection, stream_id)).receiver
+        receiver.messages.extend([bytes(limits.TURN_BYTES // 4)] * 8)
+        for _ in range(8):
+            await receiver.read()
+            read.append(stream_id)
+
+    await asyncio.gather(*map(handle, (1, 3)))
+    assert read == [1, 1, 1, 1, 3, 3, 3, 3] * 2
+
+
 async def test_a_window_shrinks_by_credit_that_is_withheld() -> None:
-    memory = limits.Memory(1)
-    connection = Connection(Mock(), limits.Limits(), memory, lambda: 0.0)
+    shared = limits.Shared(1)
+    connection = Connection(Mock(), limits.Limits(), shared, lambda: 0.0)
     receiver = connection.streams.setdefault(1, Stream(connection, 1)).receiver
     receiver.grant = receiver.window = limits.MOST_WINDOW_BYTES
     for _ in range(1000):
-        memory.begin_stream()
+        shared.begin_stream()
     given = []
     for _ in range(200):
         size = min(receiver.window, 4096)
@@ -428,7 +491,7 @@ async def test_incomplete_messages_share_one_allowance() -> None:
         assert (await p.trailers())["grpc-status"] == "8"
         p.close()
         await rig.settled()
-        assert rig.server.memory.held_bytes == 0
+        assert rig.server.shared.held_bytes == 0
 
 
 async def test_incomplete_frames_are_taken_from_the_same_allowance() -> None:

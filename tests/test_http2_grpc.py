@@ -165,7 +165,7 @@ async def test_many_streams_share_a_channel(rig: Rig, channel: Any) -> None:
     await rig.settled()
     (protocol,) = rig.server.protocols
     assert protocol.connection.running == 0
-    assert rig.server.memory.held_bytes == 0
+    assert rig.server.shared.held_bytes == 0
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])

@@ -61,7 +61,7 @@ async def test_nothing_is_left_of_thousands_of_calls(rig: Rig, kind: Callable[[P
         assert (connection.streams, connection._whole, connection.running) == ({}, {}, 0)
         assert (connection.blocked, len(connection.lingering) <= limits.LINGERING_STREAMS) == (set(), True)
         assert connection.window + connection.taken == limits.CONNECTION_WINDOW_BYTES
-        assert rig.server.memory.held_bytes == 0
+        assert rig.server.shared.held_bytes == 0
         assert not rig.server.calls
     gc.collect()
     assert len(seen) == 0

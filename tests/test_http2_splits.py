@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from collectord.http2 import frames, limits
 from collectord.http2.connection import Connection
 from collectord.http2.frames import ConnectionFaultError, frame
-from collectord.http2.limits import Limits, Memory
+from collectord.http2.limits import Limits, Shared
 
 SETTINGS_AND_PREFACE = frames.PREFACE + frames.settings([(4, 1 << 20)])
 
@@ -79,7 +79,7 @@ RECORDED = recorded()
 
 def fed(pieces: list[bytes]) -> tuple[World, Connection]:
     world = World()
-    connection = Connection(world, Limits(), Memory(1 << 30), lambda: 0.0)
+    connection = Connection(world, Limits(), Shared(1 << 30), lambda: 0.0)
     for piece in pieces:
         connection.receive(piece)
     return world, connection
@@ -126,7 +126,7 @@ def test_no_bytes_make_anything_but_a_fault_of_the_peer(data: bytes, places: lis
     except ConnectionFaultError:
         return
     connection.close()
-    assert connection.memory.held_bytes == 0
+    assert connection.shared.held_bytes == 0
 
 
 FRAMES = st.builds(
@@ -142,7 +142,7 @@ FRAMES = st.builds(
 def test_no_frames_make_anything_but_a_fault_of_the_peer(sent: list[bytes]) -> None:
     """And whatever they are, no byte of the windows is lost."""
     world = World()
-    connection = Connection(world, Limits(), Memory(1 << 30), lambda: 0.0)
+    connection = Connection(world, Limits(), Shared(1 << 30), lambda: 0.0)
     connection.receive(SETTINGS_AND_PREFACE)
     try:
         connection.receive(b"".join(sent))
@@ -153,5 +153,5 @@ def test_no_frames_make_anything_but_a_fault_of_the_peer(sent: list[bytes]) -> N
         assert connection.window + connection.taken + held == limits.CONNECTION_WINDOW_BYTES
         connection.close()
         assert connection.window + connection.taken == limits.CONNECTION_WINDOW_BYTES
-    assert connection.memory.held_bytes == 0
+    assert connection.shared.held_bytes == 0
     assert not connection.streams

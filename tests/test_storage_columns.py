@@ -37,7 +37,6 @@ from storage.columns import (
     in_order,
     keep,
     take,
-    to_rows,
     with_shared_vectors,
 )
 from storage.types import ABSENT_BITS, Matrix, absent
@@ -194,19 +193,6 @@ def test_shared_vectors_change_no_sample(drawn: tuple[Columns, Model]) -> None:
     assert to_model(result) == drawn[1]
     assert len(set(vectors_of(result))) == len(vectors_of(result))
     assert len({(tuple(vectors_of(result)[v])) for v in result.vector}) == len(result.edges) - 1
-
-
-@some
-@given(columns(), st.data())
-def test_to_rows_is_from_rows_backwards(drawn: tuple[Columns, Model], data: st.DataObject) -> None:
-    part, model = drawn
-    owner = data.draw(st.sampled_from(part.owners))
-    series = np.flatnonzero(part.owner == part.owners.index(owner))
-    times, values = to_rows(part, series)
-    assert values.shape == (len(times), len(series))
-    assert times.tolist() == sorted({t for o, _, t in model if o == owner})
-    back = from_rows(owner, [part.shapes[s] for s in part.shape[series]], times, values)
-    assert to_model(back) == {key: bits for key, bits in model.items() if key[0] == owner}
 
 
 # Making

@@ -184,8 +184,8 @@ def test_a_lock_is_refused_while_it_is_held_and_names_its_holder(files: Files, t
         with pytest.raises(LockedError, match=f"held by process {os.getpid()};") as caught:
             files.lock(tmp_path / "LOCK")
         assert (caught.value.pid, caught.value.path) == (os.getpid(), tmp_path / "LOCK")
-    lock.release()
-    files.lock(tmp_path / "LOCK").release()
+    lock.close()
+    files.lock(tmp_path / "LOCK").close()
 
 
 def test_a_lock_ends_with_its_process(files: Files, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_lock_ends_with_its_process(files: Files, tmp_path: Path) -> None:
         assert caught.value.pid == holder.pid
         holder.kill()
         holder.wait()
-        files.lock(tmp_path / "LOCK").release()
+        files.lock(tmp_path / "LOCK").close()
 
 
 def test_a_lock_without_a_readable_holder_says_so(files: Files, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_power_cut_ends_open_files_and_locks(root: Path) -> None:
     for call in (lambda: file.write([b"x"]), file.sync):
         with pytest.raises(OSError, match="Bad file descriptor"):
             call()
-    files.lock(root / "LOCK").release()
+    files.lock(root / "LOCK").close()
 
 
 def test_with_a_seed_unsynced_things_are_there_or_not(tmp_path: Path) -> None:

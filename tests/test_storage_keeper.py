@@ -17,6 +17,7 @@ import pytest
 
 from storage.files import Files
 from storage.format import BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES, TIERS, CorruptError
+from storage.making import Made, MakerLostError, Task
 from storage.settings import StoreSettings
 from storage.snapshot import create, restore, verify
 from storage.types import STALE_BITS, Shape, labels_of
@@ -171,6 +172,61 @@ def test_a_closed_file_that_is_gone_or_none_any_more_keeps_no_other_waiting(
     rows(world, 3)
     world.flush()
     world.evict()
+    world.check()
+
+
+def test_a_broken_file_that_cannot_be_put_aside_costs_nothing_else(tmp_path: Path) -> None:
+    files = FailingFiles()
+    world = World(tmp_path / "data", files=files)
+    rows(world, 3)
+    world.roll()
+    assert world.store.wal is not None
+    flip(world.store.wal.closed[0], 2)
+    fault = files.fail("rename", errno.EACCES, path="*.wal*")
+    for _ in range(3):
+        work(world)
+    assert world.store.wal.closed == []
+    assert files_in(world, "segments") == segments(world)
+    fault.stop()
+    world.certain = {}
+    rows(world, 3)
+    world.flush()
+    world.evict()
+    world.check()
+
+
+@pytest.mark.parametrize("failing", ["none", "unlink the last", "unlink the others", "killed after one"])
+def test_what_a_maker_had_finished_when_it_was_lost_never_counts_in_part(tmp_path: Path, failing: str) -> None:
+    """Only the last of a flush's segments says that the WAL is in segments: without all the others it must not be there."""
+    files = FailingFiles()
+    world = World(tmp_path / "data", files=files)
+    for time_ms in (NOW_MS - HOUR_MS, NOW_MS, NOW_MS + HOUR_MS):
+        world.row(X, time_ms, {A: time_ms & 0xFFFF})
+    world.commit()
+    world.roll()
+    keeper = world.store.keeper
+    assert keeper is not None
+    make, made = keeper.make, []
+
+    def lost(task: Task) -> Made:
+        made.append(make(task))
+        if failing == "unlink the last":
+            files.fail("unlink", errno.EIO, path=f"*{made[0].infos[-1].number}.seg")
+        elif failing == "unlink the others":
+            files.fail("unlink", errno.EIO, path=f"*{made[0].infos[0].number}.seg")
+        elif failing == "killed after one":
+            files.fail("unlink", errno.EIO, nth=2)
+        raise MakerLostError("gone")
+
+    keeper.make = lost
+    assert not keeper.step(world.now_ms)
+    assert len(made[0].infos) == 3
+    files.heal()
+    left = len(files_in(world, "segments"))
+    assert left == {"none": 0, "unlink the last": 3, "unlink the others": 1, "killed after one": 2}[failing]
+    world.reopen(clean=False)
+    world.check()
+    world.flush()
     world.check()
 
 
@@ -370,7 +426,7 @@ def test_rollups_say_what_a_slow_one_says_after_late_samples_and_starts(tmp_path
 def test_a_rollup_of_several_files_that_is_cut_off_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
-    monkeypatch.setattr("storage.keeper.SLICE_SAMPLES", 100)  # so that a metric does not fit into one
+    monkeypatch.setattr("storage.making.SLICE_SAMPLES", 100)  # so that a metric does not fit into one
     for at in count(first, 6):
         files = KilledFiles(Files(), 1 << 40)
         world = World(tmp_path / str(at), files=files)

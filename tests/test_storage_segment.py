@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from storage import segment_writer
 from storage.codec import block, encode_ints, encode_text, encode_values, open_block
-from storage.columns import Columns, in_order, take
+from storage.columns import Columns, from_rows, in_order, take
 from storage.files import Files
 from storage.format import (
     BLOCK_SCALED,
@@ -31,10 +31,22 @@ from storage.format import (
     StorageError,
     TooNewError,
 )
+from storage.merge import merge
 from storage.segment_reader import Segment
 from storage.segment_writer import EmptySegmentError, SegmentInfo, SegmentWriter
-from storage.types import ABSENT_BITS, STALE_BITS, Shape
-from tests.columns_model import METAS, OWNERS, SHAPES, Model, check, check_order, from_model, merged, models, to_model
+from storage.types import ABSENT_BITS, STALE_BITS, Shape, labels_of
+from tests.columns_model import (
+    METAS,
+    OWNERS,
+    SHAPES,
+    Model,
+    bits_of,
+    check,
+    check_order,
+    from_model,
+    models,
+    to_model,
+)
 from tests.faulty_files import FailingFiles, ForgetfulFiles
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v1"
@@ -108,16 +120,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     block_size=st.sampled_from([1, 3, 8, 16_384]),
     cuts=st.lists(st.integers(0, 20), max_size=3),
     span=st.tuples(st.integers(-4, 13), st.integers(-4, 13)),
+    like_together=st.booleans(),
 )
 def test_what_is_read_is_what_was_written(
-    folder: Callable[[], Path], model: Model, seed: int, block_size: int, cuts: list[int], span: tuple[int, int]
+    folder: Callable[[], Path],
+    model: Model,
+    seed: int,
+    block_size: int,
+    cuts: list[int],
+    span: tuple[int, int],
+    like_together: bool,
 ) -> None:
     whole = in_order(from_model(model, seed))
     edges = sorted({0, whole.series, *(cut for cut in cuts if cut < whole.series)})
     parts = [take(whole, np.arange(a, b)) for a, b in pairwise(edges)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment_writer, "VALUES_IN_BLOCK", block_size)
-        segment = reopened(folder(), *(parts if seed % 2 else map(in_order, parts)))
+        segment = reopened(folder(), *(parts if seed % 2 else map(in_order, parts)), like_together=like_together)
     segment.verify()
 
     assert to_model(segment.read()) == model
@@ -127,10 +146,6 @@ def test_what_is_read_is_what_was_written(
     chosen = sorted(random.Random(seed).sample(range(len(names)), seed % (len(names) + 1)))
     some = {key: bits for key, bits in model.items() if key[:2] in {names[i] for i in chosen}}
     assert to_model(segment.read(np.array(chosen, dtype=np.int64), *span)) == part_of(some, *span)
-    pieces = [to_model(piece) for piece in segment.chunks(10)]
-    assert sum(map(len, pieces)) == len(model)
-    assert merged(pieces) == model
-
     info, tables = segment.info, segment.tables()
     assert (info.series, info.samples, info.size_bytes) == (len(names), len(model), segment.path.stat().st_size)
     assert (info.min_ms, info.max_ms) == (min(k[2] for k in model), max(k[2] for k in model))
@@ -194,7 +209,6 @@ def test_blocks_hold_whole_series_of_one_metric(tmp_path: Path, small_blocks: in
     held = [counts[a:b] for a, b in pairwise(edges)]
     assert held == [[3, 2], [20], [1, 3, 2], [20], [5], [6, 1, 1], [8], [2], [9], [1, 1]]
     assert [SHAPES.index(tables.shapes[tables.series_shape[a]]) for a in edges[:-1]] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert [piece.samples for piece in segment.chunks(30)] == [25, 26, 5 + 8 + 8 + 2, 11]
     assert small_blocks == 8
     vectors = np.diff(np.searchsorted(tables.edges, tables.time_blocks.edges))
     assert vectors.sum() == len({size for row in sizes for size in row})
@@ -399,9 +413,9 @@ def test_a_file_of_a_later_version_is_no_damage(tmp_path: Path, at: int) -> None
     path = tmp_path / "1.seg"
     write(path, from_model(model_of()))
     data = bytearray(path.read_bytes())
-    data[at] = 2
+    data[at] = 3
     path.write_bytes(data)
-    with pytest.raises(TooNewError, match=r"1\.seg: got .* version 2, expected at most 1"):
+    with pytest.raises(TooNewError, match=r"1\.seg: got .* version 3, expected at most 2"):
         opened(path)
 
 
@@ -642,8 +656,60 @@ def expected_content(path: Path) -> tuple[dict[str, Any], Model]:
     return content, model
 
 
-def test_there_are_fixtures_of_version_1() -> None:
-    assert sorted(path.name for path in FIXTURES.glob("*.seg")) == ["one.seg", "raw.seg", "rollup.seg"]
+def test_there_are_fixtures_of_every_version() -> None:
+    found = {path.name: sorted(file.name for file in path.glob("*.seg")) for path in FIXTURES.parent.glob("v*")}
+    assert found == {"v1": ["one.seg", "raw.seg", "rollup.seg"], "v2": ["raw.seg"]}
+
+
+def test_series_that_move_alike_stand_side_by_side_and_take_less(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    rates = rng.permutation(np.repeat([0.1, 1.0, 20.0, 500.0], 10))
+    values = rng.poisson(rates[:, None], (40, 700)).cumsum(axis=1).astype(float)
+    times, shape = np.arange(700) * 1000, [Shape("done", ())]
+    parts = [from_rows(labels_of({"i": f"{i:02}"}), shape, times, values[i][:, None]) for i in range(40)]
+    plain = reopened(tmp_path / "1.seg", merge(parts))
+    sorted_ = reopened(tmp_path / "2.seg", merge(parts), like_together=True)
+    assert [rates[i] for i in sorted_.tables().value_series] == sorted(rates)
+    assert sorted_.info.size_bytes < 0.95 * plain.info.size_bytes
+    assert to_model(sorted_.read()) == to_model(plain.read())
+    for chosen in ([3], [0, 39], [5, 6, 7], list(range(0, 40, 3))):
+        for span in ((100_000, 300_000), (0, 1 << 50)):
+            found = [to_model(segment.read(np.array(chosen), *span)) for segment in (plain, sorted_)]
+            assert found[0] == found[1]
+    sorted_.verify()
+
+
+@pytest.mark.parametrize("like_together", [False, True])
+@pytest.mark.parametrize("at", [[4], [-8], [4, -8]])
+def test_a_version_that_does_not_go_with_the_footer_is_damage(
+    at: list[int], like_together: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "1.seg"
+    write(path, from_model(model_of()), like_together=like_together)
+    data = bytearray(path.read_bytes())
+    for place in at:
+        data[place] = 1 if like_together else 2
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match=r"version"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [([0, 0], "value_order does not name every series once"), ([0, 2], "value_order has 0 to 2, expected 0 to 1")],
+)
+def test_an_order_of_values_that_is_none_is_damage(order: list[int], reason: str, tmp_path: Path) -> None:
+    def write_order(writer: SegmentWriter) -> None:
+        writer._order = [np.array(order)]
+
+    model = {(OWNERS[i], SHAPES[0], 1): bits_of(1.0) for i in range(2)}
+    path = tmp_path / "1.seg"
+    writer = SegmentWriter(Files(), path, number=1, order=1, tier="raw", like_together=True)
+    writer.add(in_order(from_model(model)))
+    write_order(writer)
+    writer.finish()
+    with pytest.raises(CorruptError, match=reason):
+        opened(path).read()
 
 
 def test_the_fixtures_hold_every_kind_of_block() -> None:
@@ -658,8 +724,10 @@ def test_the_fixtures_hold_every_kind_of_block() -> None:
     assert seen >= {(BLOCK_TIMES, 0, False), (BLOCK_VALUES, 0, False), (BLOCK_SCALED, -1, False)} | scaled
 
 
-@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.seg")), ids=lambda path: path.name)
-def test_what_version_1_wrote_is_read_forever(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", sorted(FIXTURES.parent.glob("v*/*.seg")), ids=lambda path: f"{path.parent.name} {path.name}"
+)
+def test_what_any_version_wrote_is_read_forever(path: Path) -> None:
     content, model = expected_content(path)
     segment = opened(path)
     segment.verify()

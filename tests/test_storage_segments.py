@@ -294,7 +294,7 @@ def test_a_later_versions_segment_is_refused_and_nothing_is_touched(tmp_path: Pa
     segment_path(tmp_path, 3).write_bytes(b"damaged")
     (tmp_path / "segments" / "0000000000000004.seg.tmp").touch()
     later = bytearray(segment_path(tmp_path, 2).read_bytes())
-    later[4:8] = later[-8:-4] = (2).to_bytes(4, "little")
+    later[4:8] = later[-8:-4] = (3).to_bytes(4, "little")
     segment_path(tmp_path, 5).write_bytes(later)
     before = listing(tmp_path)
     with pytest.raises(TooNewError, match="0000000000000005"):
@@ -318,7 +318,7 @@ def test_what_the_disk_cannot_read_is_reported_and_stays(tmp_path: Path) -> None
 
 def test_numbers_go_on_above_all_that_were_ever_seen(tmp_path: Path) -> None:
     assert loaded(tmp_path).next_number() == 1
-    write_wal(tmp_path, 4, {})
+    write_wal(tmp_path, 4, {("m0", 10): 1.0})
     assert loaded(tmp_path).next_number() == 5
     write_segment(tmp_path, 6, {("m0", 10): 1.0}, replaces=(9,), wal=11)
     assert loaded(tmp_path).next_number() == 12

@@ -409,6 +409,43 @@ def test_a_replay_that_is_larger_than_memory_shows_everything(tmp_path: Path) ->
     world.check_select([], NOW_MS, NOW_MS + 60_000, 1000, 5000)
 
 
+def test_after_a_start_nothing_is_in_the_rings_and_everything_is_read(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", TIGHT)
+    steady(world, 16)
+    world.flush()
+    steady(world, 10)
+    world.reopen(clean=False)
+    head = world.store.head
+    assert (head.index.series, head.ring_bytes) == (0, 0)
+    world.check()
+    steady(world, 3)  # the agents are back: their series go on where they were
+    world.check()
+    ids = head.index.match([])
+    names, steps_ms = head.names(ids), np.arange(NOW_MS, world.now_ms + 1, 5000)
+    expected = world.store.select([], NOW_MS, world.now_ms, 5000, 60_000)
+    rows = {(owner, shape): i for i, (owner, shape) in enumerate(zip(expected.owners, expected.shapes, strict=True))}
+    shown = world.store.matrix(ids, steps_ms, 60_000)
+    np.testing.assert_array_equal(shown, expected.matrix[[rows[name] for name in names]])
+    world.flush()
+    world.check()
+    np.testing.assert_array_equal(world.store.matrix(ids, steps_ms, 60_000), shown)
+
+
+def test_the_newest_sample_is_known_before_an_agent_is_back(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", TIGHT)
+    world.row(OWNERS[0], NOW_MS, {SHAPES[0]: bits_of(1.0)}, recurring=True)
+    world.row(OWNERS[0], NOW_MS + 1000, {SHAPES[0]: bits_of(2.0)}, recurring=True)
+    world.commit()
+    matchers = [Matcher("__name__", "=", SHAPES[0].metric)]
+    newest = [(dict(OWNERS[0]) | dict(SHAPES[0].labels), 2.0, NOW_MS + 1000)]
+    assert world.store.newest(matchers, NOW_MS) == newest
+    world.reopen(clean=False)
+    assert world.store.newest(matchers, NOW_MS) == newest
+    assert world.store.newest(matchers, NOW_MS + 4_000_000) == []
+    world.row(OWNERS[0], NOW_MS + 2000, {SHAPES[0]: bits_of(3.0)}, recurring=True)
+    assert world.store.newest(matchers, NOW_MS) == [(newest[0][0], 3.0, NOW_MS + 2000)]
+
+
 def test_a_start_while_late_samples_are_in_no_segment_loses_none(tmp_path: Path) -> None:
     world = World(tmp_path / "data", TIGHT)
     steady(world, 16)

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from storage.matchers import Matcher
 from web.answers import as_error, as_json
 from web.changes import SPARKS
 from web.live import Live
@@ -61,14 +62,13 @@ class Api:
             return self._unknown(request)
         if not metric:
             return as_error(400, "metric: got none, expected a metric's name such as process_memory_usage_bytes")
-        head = self._source.store.head
-        ids = head.select(metric, {"instance": instance})
-        values, times = head.latest[ids].tolist(), head.latest_ms(ids).tolist()
+        now_ms = self._source.now_ms()
+        matchers = [Matcher("__name__", "=", metric), Matcher("instance", "=", instance)]
         samples = [
-            {"labels": head.labels(series_id), "value": value if isfinite(value) else str(value), "time_ms": time_ms}
-            for series_id, value, time_ms in zip(ids.tolist(), values, times, strict=True)
+            {"labels": labels, "value": value if isfinite(value) else str(value), "time_ms": time_ms}
+            for labels, value, time_ms in self._source.store.newest(matchers, now_ms)
         ]
-        return as_json({"time_ms": self._source.now_ms(), "metric": metric, "samples": samples})
+        return as_json({"time_ms": now_ms, "metric": metric, "samples": samples})
 
     async def openapi(self, _request: web.Request) -> web.Response:
         return as_json(document(str(self._source.totals()["version"])))

@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2, the serving half, for asyncio: what the daemon uses of grpc.aio.server at a fifth of its cost.
+"""gRPC over HTTP/2, the serving half, for asyncio: what the daemon uses of grpc.aio.server, at a fraction of its cost.
 
 `README.md` beside this file names the rooms.
 """

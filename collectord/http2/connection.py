@@ -27,7 +27,7 @@ from collectord.http2.limits import (
     SEND_FRAME_BYTES,
     STREAM_WINDOW_BYTES,
     Limits,
-    Memory,
+    Shared,
 )
 from collectord.http2.receiver import Receiver
 from collectord.http2.request import Request
@@ -78,7 +78,6 @@ class Connection:
         "highest_id",
         "limits",
         "lingering",
-        "memory",
         "on_request",
         "paused",
         "peer_frame",
@@ -88,15 +87,17 @@ class Connection:
         "send_frame",
         "send_window",
         "settled",
+        "shared",
         "shrink_table",
+        "stream_window",
         "streams",
         "taken",
         "window",
         "write",
     )
 
-    def __init__(self, outside: Outside, limits: Limits, memory: Memory, now_s: Callable[[], float]) -> None:
-        self.limits, self.memory = limits, memory
+    def __init__(self, outside: Outside, limits: Limits, shared: Shared, now_s: Callable[[], float]) -> None:
+        self.limits, self.shared = limits, shared
         self.budget = Budget(now_s)
         self.write: Callable[[bytes], None] = outside.write
         self.on_request = outside.on_request
@@ -108,6 +109,9 @@ class Connection:
         self.closed = False
         self.greeted = False  # the preface has come
         self.settled = False  # and the peer's first settings
+        self.stream_window = (
+            frames.DEFAULT_WINDOW_BYTES
+        )  # of a new stream; STREAM_WINDOW_BYTES when the peer knows that
         self.decoder = Decoder(max_header_list_size=HEADER_LIST_BYTES)
         self.block: inbound.HeaderBlock | None = None  # while it is continued
         self.window = CONNECTION_WINDOW_BYTES  # that the peer may still send
@@ -191,14 +195,14 @@ class Connection:
         self._rest += data
 
     def _hold(self, size: int) -> None:
-        if not self.memory.hold(size):
+        if not self.shared.hold(size):
             reason = "the server holds all the incomplete frames it may; come back later"
             raise ConnectionFaultError("memory", Code.ENHANCE_YOUR_CALM, reason)
         self._held += size
 
     def _joined(self, data: bytes) -> bytes:
         data = b"".join((self._rest, data))
-        self.memory.release(self._held)
+        self.shared.release(self._held)
         self._rest, self._need, self._held = b"", 0, 0
         return data
 
@@ -279,7 +283,7 @@ class Connection:
         """Let the peer send as much more as was taken, where that is enough to be worth a frame."""
         if 2 * receiver.taken >= receiver.grant and not receiver.ended:
             grant = max(
-                self.memory.window_bytes, receiver.grant - receiver.taken
+                self.shared.window_bytes, receiver.grant - receiver.taken
             )  # a smaller window is got by withholding
             credit = grant - receiver.grant + receiver.taken
             receiver.grant, receiver.taken = grant, 0
@@ -309,9 +313,17 @@ class Connection:
         else:
             self._whole.pop(receiver.id, None)
 
+    def acknowledged(self) -> None:
+        """The peer has our settings: what it sent until now may have been more than they allow."""
+        less, self.stream_window = self.stream_window - STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES
+        for stream in self.streams.values():
+            stream.receiver.window -= less
+            stream.receiver.grant -= less
+            self.give_credit(stream.receiver)  # which may be due with the smaller window
+
     def forget(self, stream: Stream) -> None:
         """A stream is closed."""
-        self.memory.end_stream()
+        self.shared.end_stream()
         self.streams.pop(stream.id, None)
         self._whole.pop(stream.id, None)
         if not stream.receiver.ended:
@@ -348,7 +360,7 @@ class Connection:
         """The connection is gone: so are its calls, and what it held."""
         self.closed = True
         self.write = _into_the_void
-        self.memory.release(self._held)
+        self.shared.release(self._held)
         self._rest, self._need, self._held = b"", 0, 0
         for stream in list(self.streams.values()):
             stream.abandon()

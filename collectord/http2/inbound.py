@@ -151,7 +151,7 @@ def _begin(connection: Connection, stream_id: int, headers: list[tuple[bytes, by
 
 def _add(connection: Connection, stream_id: int, ends: bool) -> Stream:
     stream = connection.streams[stream_id] = Stream(connection, stream_id)
-    connection.memory.begin_stream()
+    connection.shared.begin_stream()
     stream.receiver.ended = ends
     connection.track(stream.receiver)
     return stream
@@ -186,6 +186,7 @@ def take_settings(connection: Connection, flags: int, stream_id: int, payload: b
             raise _protocol("preface", "got SETTINGS with ACK first, expected settings")
         if payload:
             raise _frame_size("SETTINGS with ACK", len(payload), "0")
+        connection.acknowledged()
         return
     if len(payload) % 6:
         raise _frame_size("SETTINGS", len(payload), "a multiple of 6")

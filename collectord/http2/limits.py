@@ -2,7 +2,7 @@
 
 Memory of hostile peers, in the worst case: a connection holds at most CONNECTION_WINDOW_BYTES of messages that no
 handler has read (some eight times that if all are of two bytes, hence MOST_QUEUED_MESSAGES), and what it was sent of
-incomplete messages and frames is taken from one allowance of the whole server (`Memory`).
+incomplete messages and frames is taken from one allowance of the whole server (`Shared`).
 Ten thousand connections whose handlers do not read: 10,000 x 512 KiB = 5 GiB. Handlers that do read hold next to none.
 """
 
@@ -15,6 +15,7 @@ MOST_WINDOW_BYTES = 1 << 18  # 5 MB/s from an agent that is 50 ms away
 LEAST_WINDOW_BYTES = 1 << 13
 ALL_WINDOWS_BYTES = 2 << 20  # what streams share when they are many: work for some 50 ms, so that nobody waits longer
 CONNECTION_WINDOW_BYTES = 1 << 19
+TURN_BYTES = 1 << 9  # of one stream that its handler reads before the others have their turn; one message at least
 CONNECTION_CREDIT_BYTES = CONNECTION_WINDOW_BYTES // 2
 FRAME_BYTES = 1 << 20  # a large batch in one frame: fewer pieces to put together
 CONTROL_FRAME_BYTES = 1 << 15  # of any frame but DATA: twice a header block
@@ -41,7 +42,7 @@ class Limits:
     close_s: float = 5.0  # for the last words to be written to a peer that was cut off
 
 
-class Memory:
+class Shared:
     """What all connections share: the allowance for what has come of incomplete messages and frames, and the windows.
 
     window_bytes: a stream's, from its next credit on, by how many streams there are.

@@ -54,7 +54,7 @@ class HttpProtocol(asyncio.Protocol):
         self.write = self._transport.write
         self.peer = peer_text(transport.get_extra_info("peername"))
         server = self._server
-        self.connection = Connection(self, server.limits, server.memory, server.now_s)
+        self.connection = Connection(self, server.limits, server.shared, server.now_s)
         refusal = server.refusal(transport.get_extra_info("ssl_object"))
         server.protocols.add(self)
         if refusal:

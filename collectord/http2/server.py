@@ -17,7 +17,7 @@ import structlog
 from collectord.http2 import call
 from collectord.http2.context import Context
 from collectord.http2.frames import Code
-from collectord.http2.limits import Limits, Memory
+from collectord.http2.limits import Limits, Shared
 from collectord.http2.listen import BACKLOG, bind
 from collectord.http2.protocol import HttpProtocol
 from collectord.http2.request import Request
@@ -52,7 +52,7 @@ class Server:
             keepalive_s=keepalive_s,
             keepalive_answer_s=keepalive_answer_s,
         )
-        self.memory = Memory(most_incomplete_bytes)
+        self.shared = Shared(most_incomplete_bytes)
         self.counts: Counter[str] = Counter()
         self.protocols: set[HttpProtocol] = set()
         self.calls: set[asyncio.Task[None]] = set()
