@@ -19,11 +19,11 @@ import structlog
 from rich.console import Console
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from collectord import config_file, snapshot_command
+from collectord import config_file, query_command, snapshot_command
 from collectord.config import DATA_DIR, Config, ConfigError, parse_address
 from collectord.fleet_table import ApiError, fetch_agents, print_agents
 
-COMMANDS = ("serve", "demo", "check-config", "agents", "snapshot")
+COMMANDS = ("serve", "demo", "check-config", "agents", "query", "snapshot")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 CONFIG_ENV = "COLLECTORD_CONFIG"
 MOST_DEMO_AGENTS = 500
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     agents = add("agents", "List the agents that a running daemon knows.", _AGENTS)
     agents.add_argument("--http", dest="daemon", metavar="HOST:PORT", help="the daemon's HTTP address (127.0.0.1:4318)")
     agents.add_argument("--json", action="store_true", help="as the API gave it, for programs")
+    query_command.add_options(add("query", query_command.SUMMARY, query_command.EXAMPLES))
     snapshot_command.add_actions(add("snapshot", snapshot_command.SUMMARY, snapshot_command.EXAMPLES))
     return top
 
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
     except ApiError as error:
-        return _fail(error, EXIT_FAILED)
+        return _fail(error, EXIT_USAGE if getattr(error, "is_usage", False) else EXIT_FAILED)
     except BrokenPipeError:  # `collectord agents | head`: what was asked for was printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -155,6 +156,8 @@ def _run(loaded: config_file.Loaded, args: argparse.Namespace) -> int:
             print(config_file.to_toml(loaded), end="")
         case "agents":
             _list_agents(args.daemon or loaded.config.http.listen, args.json)
+        case "query":
+            query_command.run(args, _url(args.url, loaded.config), Console())
         case "snapshot":
             return _run_snapshot(loaded.config, args)
         case _:
@@ -184,6 +187,16 @@ def _list_agents(address: str, as_json: bool) -> None:
         print(body)
     else:
         print_agents(rows, Console())
+
+
+def _url(given: str | None, config: Config) -> str:
+    """Where the daemon is asked."""
+    if given is not None and given.startswith(("http://", "https://")):
+        return given
+    try:
+        return f"http://{parse_address(given or config.http.listen).reachable}"
+    except ValueError as error:
+        raise ConfigError(f"--url: {error}, such as http://127.0.0.1:4318; correct it") from error
 
 
 def _run_snapshot(config: Config, args: argparse.Namespace) -> int:

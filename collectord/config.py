@@ -235,6 +235,40 @@ class Storage(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Query(Section):
+    concurrency: int = _setting(
+        2,
+        help="queries that run at a time; each takes a core while it computes",
+        check=lambda v: 1 <= v <= 64,
+        expected="1 to 64",
+    )
+    queue: int = _setting(
+        100, help="queries that wait for their turn; more are refused", check=_not_negative, expected="0 or more"
+    )
+    timeout_s: float = _setting(
+        120.0, help="a query ends after this, waiting included", check=_positive, expected="seconds above 0"
+    )
+    series: int = _setting(
+        500_000, help="series that one selector may find", check=_positive, expected="a positive number"
+    )
+    samples: int = _setting(
+        50_000_000, help="samples that a query may hold at a time", check=_positive, expected="a positive number"
+    )
+    bytes: int = _setting(
+        1 << 30,
+        help="of one matrix of a query (series by steps)",
+        check=lambda v: v >= 1 << 20,
+        expected="at least 1 MiB",
+    )
+    lookback_s: float = _setting(
+        300.0,
+        help="the age up to which a sample counts as a series' present value",
+        check=_positive,
+        expected="seconds above 0",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Health(Section):
     ping_interval_s: float = _setting(
         1.0, help="between two pings of one agent; raised in large fleets", check=_positive, expected="seconds above 0"
@@ -323,6 +357,7 @@ class Config:
     ingest: Ingest = Ingest()
     rings: Rings = Rings()
     storage: Storage = Storage()
+    query: Query = Query()
     health: Health = Health()
     resources: Resources = Resources()
     shutdown: Shutdown = Shutdown()

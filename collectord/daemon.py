@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from agent_stub.wire import stream_pb2 as wire
 from collectord.committer import Committer
 from collectord.config import Config, parse_address
+from collectord.distribution import Distribution
 from collectord.figures import FleetFigures
 from collectord.fleet import Fleet
 from collectord.heartbeat import Heartbeat
@@ -30,11 +31,14 @@ from collectord.selfmetrics import SelfMetrics
 from collectord.service import StreamService
 from collectord.view import View
 from storage.format import StorageError
+from storage.promql import Limits
 from web.app import make_app
+from web.queries import Queries, QuerySettings
 
 SWEEP_S = 1.0
 EVICT_EVERY_SWEEPS = 30
 HTTP_GRACE_S = 1.0
+MOST_LINE_BYTES = 64 << 10  # of a request over HTTP: queries stand in addresses
 SPARE_CONNECTIONS = 1000  # beside the agents' and their backlogs': probes, command lines, agents that come back
 # A steady stream of batches makes no cyclic garbage, and looking for it costs 60 ms a second with 5,000 agents, a full
 # collection 500 ms. Only streams that end leave cycles (their tasks and contexts): collected when enough of them ended.
@@ -76,6 +80,8 @@ class Daemon:
         self.service.on_welcome = self.heartbeat.join
         self.server = self._make_server()
         self.figures = FleetFigures(self.head)
+        self.query_seconds = Distribution()
+        self.queries = Queries(self.store, _query_settings(config), observe=self.query_seconds.observe)
         self.metrics = SelfMetrics(self)
         self.view = View(self)
 
@@ -86,7 +92,14 @@ class Daemon:
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str, str], None]) -> None:
         """Serve until `stop`; then drain the agents, then end. `on_ready` gets both addresses, ports resolved."""
         health = self._add_services()
-        runner = http.AppRunner(make_app(self.view), access_log=None, shutdown_timeout=HTTP_GRACE_S)
+        app = make_app(self.view, queries=self.queries)
+        runner = http.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=HTTP_GRACE_S,
+            max_line_size=MOST_LINE_BYTES,
+            max_field_size=MOST_LINE_BYTES,
+        )
         await runner.setup()
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -173,6 +186,17 @@ async def run(config: Config, *, stop: asyncio.Event, on_ready: Callable[[str, s
     except (StorageError, OSError) as error:
         raise StartError(f"data_dir {config.data_dir}: {error}") from error
     await made.run(stop, on_ready)
+
+
+def _query_settings(config: Config) -> QuerySettings:
+    query = config.query
+    return QuerySettings(
+        concurrency=query.concurrency,
+        queue=query.queue,
+        timeout_s=query.timeout_s,
+        lookback_ms=max(int(1000 * query.lookback_s), 1),
+        limits=Limits(series=query.series, samples=query.samples, seconds=query.timeout_s, bytes=query.bytes),
+    )
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -52,6 +52,7 @@ class SelfMetrics(Collector):
         yield from self._ingest()
         yield from self._store()
         yield from self._streams()
+        yield from self._queries()
         yield from self._memory()
 
     def _ingest(self) -> Iterator[Metric]:
@@ -134,6 +135,13 @@ class SelfMetrics(Collector):
         yield family
         yield _histogram("collectord_ping_rtt_seconds", "round trips of pings", service.round_trips)
         yield _histogram("collectord_ping_lateness_seconds", "pings, sent after they were due", heartbeat.lateness)
+
+    def _queries(self) -> Iterator[Metric]:
+        queries = self._daemon.queries
+        yield _counters("collectord_queries", "queries that ended, by success or error", "outcome", queries.outcomes)
+        yield _gauge("collectord_queries_running", "queries that have a thread", queries.running)
+        yield _gauge("collectord_queries_waiting", "queries that wait for one", queries.waiting)
+        yield _histogram("collectord_query_seconds", "from a query's admission to its end", self._daemon.query_seconds)
 
     def _memory(self) -> Iterator[Metric]:
         head = self._daemon.head

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from storage import columns as forms
 from storage.index import SeriesIndex
 from storage.late import LateSamples
+from storage.passes import Mask, Numbers
 from storage.rings import FIRST_SLOTS, NEVER_MS, SAVED_MS, Columns, RingGroup
 from storage.types import ABSENT_BITS, ID, STALE_BITS, TIME, VALUE, Ids, Labels, Matrix, Meta, Shape, Times, Vector
 
@@ -36,6 +37,20 @@ class Plan:
     owner: int
     shapes: npt.NDArray[np.int32]
     uses: int  # batches so far; a set that is not recurring, or names a series twice, is never declared in the WAL
+
+
+@dataclass(frozen=True, slots=True)
+class RingRows:
+    """Rows copied out of rings: any thread may go on with them."""
+
+    owners: list[Labels]
+    shapes: list[Shape]
+    slabs: list[forms.Slab]
+    metas: dict[str, Meta]
+
+    def columns(self) -> forms.Columns:
+        """The same samples, series by series."""
+        return forms.from_slabs(self.owners, self.shapes, self.slabs, self.metas)
 
 
 @dataclass(slots=True)
@@ -262,9 +277,11 @@ class Head:
 
         unsaved: only rows that may be in no segment yet.
         """
-        index = self.index
-        owners, owner_at = np.unique(index.owners_of(ids), return_inverse=True)
-        shapes, shape_at = np.unique(index.shapes_of(ids), return_inverse=True)
+        return self.rows(ids, start_ms, end_ms, unsaved=unsaved).columns()
+
+    def rows(self, ids: Ids, start_ms: int, end_ms: int, *, unsaved: bool = False) -> RingRows:
+        """As `read`, but only copied out of the rings: the rest of the work any thread may do."""
+        owners, shapes, owner_at, shape_at = self.tables(ids)
         slabs: list[forms.Slab] = []
         numbers = self._group_of[ids]
         order = np.argsort(numbers, kind="stable")
@@ -275,12 +292,38 @@ class Head:
                 first_ms = max(start_ms, group.unsaved_ms) if unsaved else start_ms
                 times, values = group.between(first_ms, end_ms, _columns(ids[places] - group.base))
                 if len(times):
-                    at = int(owner_at[places[0]])
-                    slabs.append(forms.Slab(at, shape_at[places].astype(np.int32), times, values))
-        named = [index.shape(int(s)) for s in shapes]
-        owner_labels, shape_list = [index.owner_labels(int(o)) for o in owners], [shape for shape, _ in named]
-        metas = {shape.metric: meta for shape, meta in named}
-        return forms.from_slabs(owner_labels, shape_list, slabs, metas)
+                    slabs.append(forms.Slab(int(owner_at[places[0]]), shape_at[places], times, values))
+        metas = {shape.metric: self.index.meta[shape.metric] for shape in shapes}
+        return RingRows(owners, shapes, slabs, metas)
+
+    def cells(self, ids: Ids, start_ms: int, end_ms: int, *, unsaved: bool = False) -> int:
+        """How many cells `rows` would copy."""
+        numbers, counts = np.unique(self._group_of[ids], return_counts=True)
+        total = 0
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            group = self._group(number)
+            total += count * group.rows_between(max(start_ms, group.unsaved_ms) if unsaved else start_ms, end_ms)
+        return total
+
+    def tables(self, ids: Ids) -> tuple[list[Labels], list[Shape], Numbers, Numbers]:
+        """Owners and shapes of these series, and each series' places in the two lists: int32, shape (N,)."""
+        index = self.index
+        owners, owner_at = np.unique(index.owners_of(ids), return_inverse=True)
+        shapes, shape_at = np.unique(index.shapes_of(ids), return_inverse=True)
+        return (
+            [index.owner_labels(owner) for owner in owners.tolist()],
+            [index.shape(shape)[0] for shape in shapes.tolist()],
+            owner_at.astype(np.int32),
+            shape_at.astype(np.int32),
+        )
+
+    def among(self, ids: Ids, start_ms: int, end_ms: int) -> Ids:
+        """Those of these series whose ring has rows with start_ms <= time < end_ms."""
+        numbers, inverse = np.unique(self._group_of[ids], return_inverse=True)
+        groups = [self._groups[number] if number >= 0 else None for number in numbers.tolist()]
+        there = [group is not None and group.overlaps(start_ms, end_ms) for group in groups]
+        wanted: Mask = np.array(there, dtype=bool)[inverse]
+        return ids[wanted]
 
     def read_late(self, ids: Ids, start_ms: int, end_ms: int) -> forms.Columns | None:
         """Samples of these series that came too late for the rings and are in no segment yet; None where there are none."""
@@ -288,17 +331,7 @@ class Head:
         if found is None:
             return None
         late_ids, times, values = found
-        index = self.index
-        owners, owner_at = np.unique(index.owners_of(late_ids), return_inverse=True)
-        shapes, shape_at = np.unique(index.shapes_of(late_ids), return_inverse=True)
-        return forms.from_loose(
-            [index.owner_labels(int(o)) for o in owners],
-            [index.shape(int(s))[0] for s in shapes],
-            owner_at.astype(np.int32),
-            shape_at.astype(np.int32),
-            times,
-            values,
-        )
+        return forms.from_loose(*self.tables(late_ids), times, values)
 
     def _group(self, number: int) -> RingGroup:
         group = self._groups[number]
@@ -368,6 +401,11 @@ class Head:
         index = self.index
         pairs = zip(index.owners_of(ids).tolist(), index.shapes_of(ids).tolist(), strict=True)
         return [(index.owner_labels(owner), index.shape(shape)[0]) for owner, shape in pairs]
+
+    def span_ms(self) -> tuple[int, int]:
+        """The times of the oldest and the newest row in any ring; zeros where there is none."""
+        spans = [group.span_ms for group in self._groups if group is not None and group.rows]
+        return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else (0, 0)
 
     def since_ms(self, ids: Ids) -> Times:
         """From which time on the ring of each series holds all of its samples, int64, shape (N,); of no series: never."""

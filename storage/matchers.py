@@ -7,7 +7,8 @@ their dot is any character, as in Prometheus.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,6 +101,21 @@ class Matcher:
 
     def _bad(self, reason: str) -> BadMatcherError:
         return BadMatcherError(self.name, self.op, self.value, reason)
+
+
+def settled(matcher: Matcher, values: Iterable[str]) -> Matcher:
+    """One with the same verdict on these values and on the empty string, that has no automaton to run any more.
+
+    So a slow pattern can be tried where time does not matter, and its verdict used where it does.
+    """
+    if matcher.words is not None:
+        return matcher
+    accepts = matcher._accepts
+    words = frozenset(value for value in (*values, "") if accepts(value))
+    same = copy(matcher)
+    object.__setattr__(same, "words", words)
+    object.__setattr__(same, "_accepts", words.__contains__)
+    return same
 
 
 def _said(error: Exception) -> str:

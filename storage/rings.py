@@ -114,6 +114,21 @@ class RingGroup:
         return max(self.whole_ms, int(self.times[self._rows % len(self.times)]))
 
     @property
+    def span_ms(self) -> tuple[int, int]:
+        """The times of the oldest and the newest row. REQUIRES: there are rows."""
+        oldest = self._rows % len(self.times) if self._rows > len(self.times) else 0
+        return int(self.times[oldest]), self.last_ms
+
+    def overlaps(self, start_ms: int, end_ms: int) -> bool:
+        """Whether its rows reach into start_ms <= time < end_ms."""
+        return self._rows > 0 and self.last_ms >= start_ms and self.span_ms[0] < end_ms
+
+    def rows_between(self, start_ms: int, end_ms: int) -> int:
+        """How many rows have start_ms <= time < end_ms."""
+        times = self.times[: self.rows]
+        return int(np.count_nonzero((times >= start_ms) & (times < end_ms)))
+
+    @property
     def size_bytes(self) -> int:
         """What the ring's arrays take."""
         return self.times.nbytes + self.values.nbytes

@@ -1,7 +1,7 @@
 """`Store`: the head, the WAL and the segments as one. What the daemon appends to, and what everybody reads from.
 
 One thread (the daemon's event loop) appends, commits and selects from the rings; `Commit.write` and `Keeper.step` run in
-threads of their own. The order of events for one sample:
+threads of their own, and so may a read after its `capture`. The order of events for one sample:
 
     append -> ring, tick's lists    take -> frame    Commit.write -> disk    committed -> may be acknowledged
     ... the file is closed, Keeper.step -> segment, file removed    settle -> the ring may forget it
@@ -12,24 +12,31 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from storage.columns import Columns
 from storage.files import Files
-from storage.format import TIERS, CorruptError
+from storage.format import CorruptError
 from storage.head import Head, Plan
 from storage.keeper import Keeper
-from storage.labels import LabelIndex, shape_labels, split
 from storage.matchers import Matcher
-from storage.merge import merge, steps
-from storage.passes import Mask
+from storage.merge import steps
+from storage.reading import (
+    Before,
+    Captured,
+    CapturedSeries,
+    FileReader,
+    SeriesTable,
+    TooManyError,
+    among,
+    go_on,
+    merged,
+)
 from storage.recovery import DataDir, Recovered, open_data_dir, unusable
 from storage.resident import Resident
 from storage.rings import NEVER_MS
 from storage.rollup import approximate
-from storage.segment_reader import Segment
 from storage.segments import SEGMENTS_DIR, WAL_DIR, SegmentSet
 from storage.sequences import Sequences
 from storage.settings import StoreSettings
@@ -37,9 +44,6 @@ from storage.types import Ids, Labels, Matrix, Shape, Times, Vector
 from storage.wal import Commit, Wal
 from storage.wal_reader import WalFile, read_wal
 
-_Name = TypeVar("_Name", Labels, Shape)
-
-MOST_LABEL_INDEXES = 32  # of segments, for matchers: some 100 bytes a label pair
 NEWEST_MS = 3_600_000
 FOREVER_MS = 1 << 62
 MOST_DAMAGE = 100  # places remembered
@@ -71,12 +75,12 @@ class Store:
         self.wal: Wal | None = None
         self.keeper: Keeper | None = None
         self.segments: SegmentSet | None = None
+        self.reader = FileReader(self._damaged)
         self.on_trouble: Callable[[str, Exception], None] = lambda _what, _error: None
         self._safe: dict[Labels, Sequences] = {}  # of a store without a WAL
         self._idle_since: dict[Labels, int] = {}
         self._data: DataDir | None = None
         self._residents: tuple[Resident, ...] = ()  # oldest first
-        self._label_indexes: dict[Path, tuple[LabelIndex, LabelIndex]] = {}  # by file: owners, shapes
 
     @classmethod
     def in_memory(cls, settings: StoreSettings | None = None) -> Store:
@@ -112,7 +116,7 @@ class Store:
         if found.unclean:  # what the process before did not live to sync is about to count
             for name in (SEGMENTS_DIR, WAL_DIR):
                 files.sync_dir(directory / name)
-        segments = self.segments = SegmentSet(files, directory, self.settings)
+        segments = self.segments = self.reader.segments = SegmentSet(files, directory, self.settings)
         found.damage += segments.load()
         self._look_at_segments()
         wal = self.wal = Wal(files, directory, self.head.index, segments.next_number, self.head.roll)
@@ -328,20 +332,70 @@ class Store:
 
     def read(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, tier: str = "raw") -> Columns:
         """Every sample with start_ms <= time < end_ms of the series that match: of segments, WAL and rings, each once."""
-        rows = late = None
-        older: list[Columns] = []
-        if tier == "raw":  # first, or what becomes a segment meanwhile would be in neither
-            ids = self.head.index.match(matchers)
-            late = self.head.read_late(ids, start_ms, end_ms)
-            # What segments have need not be found twice: weaving the two together would cost more than reading either.
-            rows = self.head.read(ids, start_ms, end_ms, unsaved=self.durable)
-            older = [
-                resident.read(*self._masks(resident.path, resident.owners, resident.shapes, matchers), start_ms, end_ms)
-                for resident in self._residents
-                if resident.overlaps(start_ms, end_ms)
-            ]
-        parts = [self._read_segment(s, matchers, start_ms, end_ms) for s in self._overlapping(tier, start_ms, end_ms)]
-        return _merged([*parts, *older, *(part for part in (late, rows) if part is not None)])
+        if tier != "raw":
+            return merged(self.reader.read(tier, matchers, start_ms, end_ms))
+        return self.complete(self.capture(matchers, start_ms, end_ms), matchers, start_ms, end_ms)
+
+    def capture(
+        self,
+        matchers: Sequence[Matcher],
+        start_ms: int,
+        end_ms: int,
+        most_series: int | None = None,
+        most_samples: int | None = None,
+    ) -> Captured:
+        """The part of `read` that is in memory. Raises TooManyError, before more than that is copied.
+
+        REQUIRES: the thread that appends.
+        """
+        ids = self.head.index.match(matchers)
+        if most_series is not None and len(ids) > most_series:
+            raise TooManyError("series", len(ids), most_series)
+        # What segments have need not be found twice: weaving the two together would cost more than reading either.
+        cells = self.head.cells(ids, start_ms, end_ms, unsaved=self.durable) if most_samples is not None else 0
+        if most_samples is not None and cells > most_samples:
+            raise TooManyError("samples", cells, most_samples)
+        late = self.head.read_late(ids, start_ms, end_ms)
+        rows = self.head.rows(ids, start_ms, end_ms, unsaved=self.durable)
+        return Captured(late, rows, self._residents)
+
+    def complete(
+        self,
+        captured: Captured,
+        matchers: Sequence[Matcher],
+        start_ms: int,
+        end_ms: int,
+        before: Before = go_on,
+    ) -> Columns:
+        """The rest of `read`, on any thread. The matchers and times are those of the capture. `before` may raise."""
+        parts = self.reader.read("raw", matchers, start_ms, end_ms, before)
+        parts += self.reader.read_residents(captured.residents, matchers, start_ms, end_ms, before)
+        before(0)
+        parts += [part for part in (captured.late, captured.rows.columns()) if part is not None]
+        return merged(parts)
+
+    def capture_series(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> CapturedSeries:
+        """The series in memory that match and have rows of this time. REQUIRES: the thread that appends."""
+        ids = self.head.index.match(matchers)
+        late = self.head.read_late(ids, start_ms, end_ms)
+        tables = [SeriesTable(*self.head.tables(self.head.among(ids, start_ms, end_ms)))]
+        return CapturedSeries(tables + ([SeriesTable.of(late)] if late is not None else []), self._residents)
+
+    def complete_series(
+        self,
+        captured: CapturedSeries,
+        matchers: Sequence[Matcher],
+        start_ms: int,
+        end_ms: int,
+        before: Before = go_on,
+    ) -> list[SeriesTable]:
+        """Those, and the ones of files, on any thread. A series may stand in several tables."""
+        older = self.reader.read_residents(captured.residents, matchers, start_ms, end_ms, before)
+        return [
+            *captured.tables,
+            *map(SeriesTable.of, older),
+            *self.reader.series(matchers, start_ms, end_ms, before),
+        ]
 
     def select(
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_ms: int, lookback_ms: int = 300_000
@@ -355,10 +409,8 @@ class Store:
                 f"got start {start_ms}, end {end_ms}, step {step_ms}; expected start <= end and a step above 0"
             )
         at = np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64)
-        found = self.read(matchers, start_ms - lookback_ms + 1, end_ms + 1)
-        older = self._older(matchers, start_ms - lookback_ms + 1, end_ms + 1)
-        if older.series:
-            found = merge([older, found])
+        first_ms, last_ms = start_ms - lookback_ms + 1, end_ms + 1
+        found = self.with_older(self.read(matchers, first_ms, last_ms), matchers, first_ms, last_ms)
         owners = [found.owners[o] for o in found.owner.tolist()]
         shapes = [found.shapes[s] for s in found.shape.tolist()]
         return Selection(owners, shapes, at, steps(found, at, lookback_ms))
@@ -379,16 +431,16 @@ class Store:
         start_ms, end_ms = int(steps_ms[0]) - lookback_ms + 1, int(steps_ms[-1]) + 1
         before_ms = min(int(self.head.since_ms(ids).max(initial=NEVER_MS)), end_ms)
         residents = [resident for resident in self._residents if resident.overlaps(start_ms, before_ms)]
-        older = self._overlapping("raw", start_ms, before_ms)
+        older = self.reader.overlapping("raw", start_ms, before_ms)
         late = self.head.read_late(ids, start_ms, end_ms) if start_ms < before_ms else None
         if not older and not residents and late is None:
             return self.head.matrix(ids, steps_ms, lookback_ms)
         names = self.head.names(ids)
         owners, shapes = {owner for owner, _ in names}, {shape for _, shape in names}
-        parts = [self._read_named(segment, owners, shapes, start_ms, before_ms) for segment in older]
-        parts += [r.read(_among(r.owners, owners), _among(r.shapes, shapes), start_ms, before_ms) for r in residents]
+        parts = [self.reader.read_named(segment, owners, shapes, start_ms, before_ms) for segment in older]
+        parts += [r.read(among(r.owners, owners), among(r.shapes, shapes), start_ms, before_ms) for r in residents]
         parts += [part for part in (late, self.head.read(ids, start_ms, end_ms)) if part is not None]
-        found = _merged(parts)
+        found = merged(parts)
         row_of = {name: row for row, name in enumerate(names)}
         pairs = zip(found.owner.tolist(), found.shape.tolist(), strict=True)
         rows = np.array([row_of.get((found.owners[o], found.shapes[s]), -1) for o, s in pairs], dtype=np.int64)
@@ -396,40 +448,17 @@ class Store:
         matrix[rows[rows >= 0]] = steps(found, steps_ms, lookback_ms)[rows >= 0]
         return matrix
 
-    def _read_named(
-        self, segment: Segment, owners: set[Labels], shapes: set[Shape], start_ms: int, end_ms: int
+    def with_older(
+        self, found: Columns, matchers: Sequence[Matcher], start_ms: int, end_ms: int, before: Before = go_on
     ) -> Columns:
-        """Of a segment what belongs to any of these owners and any of these shapes."""
-        try:
-            tables = segment.tables()
-            places = segment.find(_among(tables.owners, owners), _among(tables.shapes, shapes))
-            return segment.read(places, start_ms, end_ms, on_damage=self._damaged) if len(places) else Columns()
-        except CorruptError as error:
-            self._damaged(error)
-            return Columns()
-
-    def _older(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> Columns:
-        """Rollups of the time before the oldest raw segment."""
+        """What was read of raw samples, and what rollups say of the time before the oldest of them. Any thread may ask."""
         raw = self.segments.all("raw") if self.segments is not None else ()
         end_ms = min(end_ms, min((s.info.min_ms for s in raw), default=end_ms))
         parts = []
         for tier in ("1h", "1m"):
-            if end_ms > start_ms and self._overlapping(tier, start_ms, end_ms):
-                parts.append(approximate(self.read(matchers, start_ms, end_ms, tier)))
-        return merge(parts) if parts else Columns()
-
-    def _overlapping(self, tier: str, start_ms: int, end_ms: int) -> Sequence[Segment]:
-        if tier not in TIERS:
-            raise ValueError(f"got tier {tier!r}, expected one of {', '.join(TIERS)}")
-        return self.segments.overlapping(tier, start_ms, end_ms) if self.segments is not None else ()
-
-    def _read_segment(self, segment: Segment, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> Columns:
-        try:
-            places = self._find(segment, matchers)
-            return segment.read(places, start_ms, end_ms, on_damage=self._damaged) if len(places) else Columns()
-        except CorruptError as error:
-            self._damaged(error)
-            return Columns()
+            if end_ms > start_ms and self.reader.overlapping(tier, start_ms, end_ms):
+                parts.append(approximate(merged(self.reader.read(tier, matchers, start_ms, end_ms, before))))
+        return merged([*parts, found]) if parts else found
 
     def _damaged(self, error: CorruptError) -> None:
         self._note("read", error)
@@ -443,27 +472,6 @@ class Store:
             self.damage = [*self.damage[-MOST_DAMAGE + 1 :], error]
         self.on_trouble(what, error)
 
-    def _find(self, segment: Segment, matchers: Sequence[Matcher]) -> Ids:
-        """Places of a segment's series that match."""
-        tables = segment.tables()
-        return segment.find(*self._masks(segment.path, tables.owners, tables.shapes, matchers))
-
-    def _masks(
-        self, path: Path, owners: list[Labels], shapes: list[Shape], matchers: Sequence[Matcher]
-    ) -> tuple[Mask, Mask]:
-        """Which of a file's owners and which of its shapes match."""
-        known = self._label_indexes.get(path)
-        if known is None:
-            known = LabelIndex.of(owners), LabelIndex.of([shape_labels(shape) for shape in shapes])
-            self._label_indexes[path] = known
-            while len(self._label_indexes) > MOST_LABEL_INDEXES:
-                del self._label_indexes[next(iter(self._label_indexes))]
-        of_owner, of_shape = split(matchers)
-        masks = np.zeros(len(owners), dtype=bool), np.zeros(len(shapes), dtype=bool)
-        masks[0][np.frombuffer(known[0].select(of_owner).to_array(), dtype=np.uint32)] = True
-        masks[1][np.frombuffer(known[1].select(of_shape).to_array(), dtype=np.uint32)] = True
-        return masks
-
 
 def _newest(found: Columns) -> dict[tuple[Labels, Shape], tuple[float, int]]:
     """Value and time of each series' newest sample, by owner and shape."""
@@ -472,13 +480,3 @@ def _newest(found: Columns) -> dict[tuple[Labels, Shape], tuple[float, int]]:
     values = found.values[found.start + found.counts - 1].tolist()
     times = found.times[found.edges[found.vector + 1] - 1].tolist()
     return dict(zip(zip(owners, shapes, strict=True), zip(values, times, strict=True), strict=True))
-
-
-def _among(names: Sequence[_Name], wanted: set[_Name]) -> Mask:
-    return np.array([name in wanted for name in names], dtype=bool)
-
-
-def _merged(parts: Sequence[Columns]) -> Columns:
-    """Also of nothing."""
-    parts = [part for part in parts if part.series]
-    return merge(parts) if parts else Columns()

@@ -1,8 +1,10 @@
-"""The OpenAPI document: exactly the routes that `api.py` serves (a test compares the two)."""
+"""The OpenAPI document: exactly the routes that are served (a test compares the two)."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from web.openapi_prometheus import PROMETHEUS_PATHS, PROMETHEUS_SCHEMAS
 
 NUMBER_OR_NULL = {"type": ["number", "null"]}
 TEXT = {"type": "string"}
@@ -176,6 +178,6 @@ def document(version: str) -> dict[str, Any]:
             "version": version,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": PATHS,
-        "components": {"schemas": {"Agent": AGENT, "Panels": PANELS, "Error": ERROR}},
+        "paths": PATHS | PROMETHEUS_PATHS,
+        "components": {"schemas": {"Agent": AGENT, "Panels": PANELS, "Error": ERROR, **PROMETHEUS_SCHEMAS}},
     }
