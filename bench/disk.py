@@ -74,7 +74,7 @@ def start_ms(points: int) -> int:
 
 
 def _ours(directory: Path, fleet: list[Samples]) -> tuple[Stored, int]:
-    with ours.opened(directory / OURS, StoreSettings(), int(fleet[0].times.min())) as store:
+    with ours.opened(directory / OURS, StoreSettings()) as store:
         last_ms = ours.fill(store, fleet, lambda: None)
         return ours.stored(store, last_ms)
 

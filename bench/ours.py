@@ -24,9 +24,9 @@ Row = tuple[int, Plan, Vector]
 
 
 @contextlib.contextmanager
-def opened(directory: Path, settings: StoreSettings, now_ms: int) -> Iterator[Store]:
+def opened(directory: Path, settings: StoreSettings) -> Iterator[Store]:
     """A store; closed at the end of the block."""
-    store = Store.open(directory, settings, now_ms)
+    store = Store.open(directory, settings)
     try:
         yield store
     finally:

@@ -178,9 +178,7 @@ def _copy(directory: Path, name: str) -> Iterator[Path]:
     """What a killed server left, for one start."""
     with _empty() as again:
         shutil.copytree(directory / name, again / name)
-        for path in again.rglob(
-            "*"
-        ):  # on disk, as what was killed had it, and not to be written behind the start's back
+        for path in again.rglob("*"):  # on disk, as what was killed had it
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())

@@ -151,7 +151,7 @@ def _samples(index: int, width: int, points: int, start_ms: int, part: int) -> S
 
 @contextlib.contextmanager
 def _store() -> Iterator[Store]:
-    with tempfile.TemporaryDirectory() as name, ours.opened(Path(name) / "data", _settings(), DAY0_MS) as store:
+    with tempfile.TemporaryDirectory() as name, ours.opened(Path(name) / "data", _settings()) as store:
         yield store
 
 

@@ -63,7 +63,7 @@ class Daemon:
         self.started_ms = now_ns() // 1_000_000
         self.grpc_address = config.grpc.listen
         self.http_address = config.http.listen
-        self.store = open_store(config, self.started_ms)
+        self.store = open_store(config)
         self.head = self.store.head
         self.fleet = Fleet(config, self.store)
         self.committer = Committer(self.store, config.ingest.tick_ms / 1e3, self.now_ms, time.monotonic)

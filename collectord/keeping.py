@@ -11,13 +11,15 @@ from pathlib import Path
 import structlog
 
 from collectord.config import Config, parse_duration
-from collectord.maker_process import IDLE_S, STOP_S, MakerProcess
+from collectord.maker_process import MakerProcess
 from storage.format import CorruptError
 from storage.settings import StoreSettings
 from storage.store import Store
 
 REST_S = 0.5  # when there was nothing to do
 LOST_REST_S = 5.0  # when the process that makes segments ended in the middle of one
+IDLE_S = 60.0  # without work that process is ended; to start another costs a quarter of a second
+STOP_S = 10.0  # for the piece of work under way, when the daemon ends
 
 log = structlog.get_logger("store")
 
@@ -42,20 +44,20 @@ def settings_of(config: Config) -> StoreSettings:
     )
 
 
-def open_store(config: Config, now_ms: int) -> Store:
+def open_store(config: Config) -> Store:
     """The store of a daemon, recovered; what was found is logged. Raises StorageError, OSError."""
     settings = settings_of(config)
     if not config.data_dir:
         log.warning("no data_dir: nothing is kept on disk, and a restart begins anew")
         return Store.in_memory(settings)
-    store = Store.open(Path(config.data_dir), settings, now_ms, on_trouble=report)
+    store = Store.open(Path(config.data_dir), settings, on_trouble=report)
     found = store.recovered
     for error in found.damage:
         report("start", error)
     if found.unclean:
         log.warning("the last shutdown was not clean", torn_bytes=found.torn_bytes, lost_samples=found.lost_samples)
     if not found.fresh:
-        log.info("recovered", wal_files=found.wal_files, wal_samples=found.wal_samples, series=store.head.index.series)
+        log.info("recovered", wal_files=found.wal_files, wal_samples=found.wal_samples)
     return store
 
 

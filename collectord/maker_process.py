@@ -24,10 +24,8 @@ from pathlib import Path
 from storage.files import Files
 from storage.making import Made, Maker, MakerLostError, Task
 
-IDLE_S = 60.0  # to start costs a quarter of a second
 NICENESS = 5  # whoever sends samples is served first, as long as the WAL has room
 OOM_SCORE = 500  # of 1000: where memory ends, this goes first, and its work is done again
-STOP_S = 10.0
 PR_SET_PDEATHSIG = 1
 GC_THRESHOLDS = 200_000, 50, 50  # names of a file are many objects at once, and none of them is a cycle
 
@@ -111,9 +109,8 @@ def main() -> None:
     """The process itself."""
     directory, parent = Path(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd tells all processes: the daemon's to handle
-    with suppress(
-        OSError, AttributeError
-    ):  # not every system has it; the pipe's end is seen everywhere, after the task
+    # Not every system has it; the pipe's end is seen everywhere, after the task.
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return

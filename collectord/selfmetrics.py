@@ -85,7 +85,9 @@ class SelfMetrics(Collector):
         if wal is None or keeper is None or segments is None:
             return
         yield _gauge("collectord_unclean_shutdown", "1 when the last shutdown was not clean", float(found.unclean))
-        yield _gauge("collectord_recovered_samples", "samples that the start found in the WAL", found.wal_samples)
+        yield _gauge(
+            "collectord_recovered_samples", "samples that the start found in the WAL, at most", found.wal_samples
+        )
         yield _gauge("collectord_torn_bytes", "torn tails that the start cut", found.torn_bytes)
         damage = CounterMetricFamily(
             "collectord_damage_bytes", "bytes lost to damaged files", labels=["file", "offset", "reason"]

@@ -11,9 +11,7 @@ import numpy.typing as npt
 from storage.types import ABSENT_BITS, STALE_BITS, TIME, VALUE, Bits, Ids, Labels, Matrix, Times, Vector
 
 FIRST_SLOTS = 16  # a quarter of a minute at 1 s, for instances that come and go; rings that need more double
-MAPPED_BYTES = (
-    1 << 20
-)  # from this size on a ring's values lie in a mapping of their own, which grows without being copied
+MAPPED_BYTES = 1 << 20  # from this size on values lie in a mapping of their own, which grows without being copied
 NEVER_MS = np.iinfo(np.int64).min
 SAVED_MS = np.iinfo(np.int64).max  # no row is at or after this: everything is in a segment
 

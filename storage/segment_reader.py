@@ -371,7 +371,7 @@ class Segment:
 
     def _check_gaps(self, tables: Tables) -> None:
         """Blocks follow each other without gaps, from the header to the footer."""
-        places = [tuple(self._footer[name]) for name in (*_BLOCKS, "value_order") if name in self._footer]
+        places = [tuple(self._footer[name]) for name in _block_names(self._footer)]
         for blocks in (tables.time_blocks, tables.value_blocks):
             places += zip(blocks.offset.tolist(), blocks.length.tolist(), strict=True)
         at = SEGMENT_HEADER_BYTES
@@ -459,6 +459,11 @@ def _check_version(path: Path, offset: int, size: int, magic: memoryview, versio
         raise CorruptError(path, offset, size, f"got version {number}, expected 1 to {SEGMENT_VERSION}")
 
 
+def _block_names(footer: dict[str, Any]) -> tuple[str, ...]:
+    """Of the blocks that it must name; of the order of values in version 2 alone."""
+    return (*_BLOCKS, "value_order") if "value_order" in footer else _BLOCKS
+
+
 def _wrong_field(footer: object, end: int) -> str:
     """What is wrong with it; empty when nothing is."""
     if not isinstance(footer, dict):
@@ -471,7 +476,7 @@ def _wrong_field(footer: object, end: int) -> str:
         return "has no list of numbers 'replaces'"
     if footer.get("tier") not in TIERS:
         return f"has tier {footer.get('tier')!r}, expected one of {', '.join(TIERS)}"
-    for name in (*_BLOCKS, *(("value_order",) if "value_order" in footer else ())):
+    for name in _block_names(footer):
         match footer.get(name):
             case [int(offset), int(length)] if SEGMENT_HEADER_BYTES <= offset <= offset + length <= end:
                 continue

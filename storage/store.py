@@ -92,7 +92,6 @@ class Store:
         cls,
         directory: Path,
         settings: StoreSettings,
-        now_ms: int,
         files: Files | None = None,
         on_trouble: Callable[[str, Exception], None] = lambda _what, _error: None,
     ) -> Store:
@@ -102,7 +101,7 @@ class Store:
         store.on_trouble = on_trouble
         data = store._data = open_data_dir(files, directory)
         try:
-            store._recover(files, directory, data, now_ms)
+            store._recover(files, directory, data)
         except BaseException as error:
             data.close(clean=data.was_clean)
             if isinstance(error, OSError):
@@ -110,7 +109,7 @@ class Store:
             raise
         return store
 
-    def _recover(self, files: Files, directory: Path, data: DataDir, now_ms: int) -> None:
+    def _recover(self, files: Files, directory: Path, data: DataDir) -> None:
         found = self.recovered
         found.fresh, found.unclean = data.fresh, not data.fresh and not data.was_clean
         if found.unclean:  # what the process before did not live to sync is about to count

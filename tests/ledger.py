@@ -166,7 +166,7 @@ def stored(store: Store, instance: str) -> Samples:
 
 def check_directory(directory: Path, ledgers: Iterable[Ledger], since_ms: int = 0) -> None:
     """All ledgers against a data directory that no daemon has open: samples since then, and what is known as received."""
-    store = Store.open(directory, StoreSettings(least_free_bytes=0, retention_ms=FAR_MS), now_ms())
+    store = Store.open(directory, StoreSettings(least_free_bytes=0, retention_ms=FAR_MS))
     try:
         assert not store.damage, store.damage
         for ledger in ledgers:

@@ -111,7 +111,7 @@ def prometheus_at(directory: Path) -> Iterator[Peer]:
 @contextlib.contextmanager
 def store_at(directory: Path) -> Iterator[Store]:
     """A store with the same samples: the older ones in segments, the rest in rings."""
-    store = Store.open(directory, StoreSettings(least_free_bytes=0), CUT_MS)
+    store = Store.open(directory, StoreSettings(least_free_bytes=0))
     try:
         fill(store, dataset())
         yield store

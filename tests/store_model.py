@@ -156,9 +156,7 @@ class World:
     def _opened(self) -> Store:
         self._plans.clear()
         self._commit = None
-        return Store.open(
-            self.root, self.settings, self.now_ms, self.files, lambda what, error: self.troubles.append((what, error))
-        )
+        return Store.open(self.root, self.settings, self.files, lambda what, error: self.troubles.append((what, error)))
 
     # Writing
 

@@ -21,7 +21,7 @@ AGENTS, SERIES, POINTS = 2, 28, 40
 def test_every_sample_is_in_segments_with_its_time_and_value(case: str, tmp_path: Path) -> None:
     fleet = cases.fleet(case, AGENTS, SERIES, POINTS, START_MS)
     commits = []
-    with ours.opened(tmp_path / "data", StoreSettings(), START_MS) as store:
+    with ours.opened(tmp_path / "data", StoreSettings()) as store:
         last_ms = ours.fill(store, fleet, lambda: commits.append(1))
         found, rollup_bytes = ours.stored(store, last_ms)
         assert found.samples == sum(samples.count for samples in fleet)
@@ -54,7 +54,7 @@ def assert_holds(store: Store, index: int, samples: cases.Samples) -> None:
 
 def test_a_store_is_closed_behind_an_error(tmp_path: Path) -> None:
     def fail() -> None:
-        with ours.opened(tmp_path / "data", StoreSettings(), START_MS):
+        with ours.opened(tmp_path / "data", StoreSettings()):
             raise ZeroDivisionError
 
     for _ in range(2):  # the second one finds the directory unlocked

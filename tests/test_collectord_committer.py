@@ -86,7 +86,7 @@ class House:
         self.directory = directory
         self.now_ms = NOW_MS
         self._over = False
-        self.store = Store.open(directory, StoreSettings(least_free_bytes=0, **settings), NOW_MS, self.files)
+        self.store = Store.open(directory, StoreSettings(least_free_bytes=0, **settings), self.files)
         self.committer = Committer(self.store, tick_s, lambda: self.now_ms, lambda: self.now_ms / 1e3)
 
     def stream(self, instance: str = "i", before: Stream | None = None) -> Stream:
@@ -103,7 +103,7 @@ class House:
 
     def on_disk(self, instance: str = "i") -> dict[int, float]:
         """Time since NOW_MS to value, as the next start finds it. REQUIRES: `end`."""
-        again = Store.open(self.directory, StoreSettings(least_free_bytes=0), NOW_MS)
+        again = Store.open(self.directory, StoreSettings(least_free_bytes=0))
         try:
             columns = again.read([Matcher("instance", "=", instance)], 0, 1 << 50)
             pairs = zip(columns.times.tolist(), columns.values.tolist(), strict=True)
@@ -432,7 +432,7 @@ async def test_the_fuller_the_wal_the_smaller_a_streams_share(tmp_path: Path) ->
 
 async def test_a_small_wal_is_full_only_until_the_background_has_made_room(tmp_path: Path) -> None:
     settings = settings_of(Config(storage=Storage(wal_bytes=1 << 20, least_free_bytes=0)))
-    store = Store.open(tmp_path / "data", settings, NOW_MS)
+    store = Store.open(tmp_path / "data", settings)
     series = [(Shape(f"m{n}", ()), Meta("gauge", "", "", "")) for n in range(100)]
     ids = store.head.declare(labels_of({"job": "a", "instance": "i"}), series, len(series))
     plan, time_ms = store.head.plan(ids, recurring=True), NOW_MS

@@ -97,7 +97,7 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    store = Store.open(tmp_path / "data", StoreSettings(), NOW_MS)
+    store = Store.open(tmp_path / "data", StoreSettings())
     assert store.keeper is not None
     assert store.segments is not None
     maker = MakerProcess(store.segments.directory, store.lock)

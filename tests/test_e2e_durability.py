@@ -349,7 +349,7 @@ def panels(daemon: ServingDaemon, end_ms: int) -> list[dict[str, Any]]:
 
 def items_of(directory: Path, worker: Worker, metric: str) -> dict[int, float]:
     """Time to value, of one metric of an instance."""
-    store = Store.open(directory, StoreSettings(least_free_bytes=0), now_ms())
+    store = Store.open(directory, StoreSettings(least_free_bytes=0))
     try:
         columns = store.read([Matcher("__name__", "=", metric), Matcher("instance", "=", worker.instance)], 0, 1 << 50)
         assert columns.series <= 1
@@ -486,7 +486,7 @@ def age_s(daemon: ServingDaemon, instance: str) -> float:
 
 
 def check_hours(data: Path, names: list[str], end_ms: int) -> None:
-    store = Store.open(data, StoreSettings(least_free_bytes=0), now_ms())
+    store = Store.open(data, StoreSettings(least_free_bytes=0))
     try:
         found = store.read([Matcher("__name__", "=", "hour_value_x")], 0, 1 << 50)
     finally:

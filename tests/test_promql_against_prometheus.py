@@ -155,7 +155,7 @@ def shape_of(labels: Labels) -> Shape:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    opened = Store.open(tmp_path_factory.mktemp("promql") / "data", StoreSettings(least_free_bytes=0), CUT_MS)
+    opened = Store.open(tmp_path_factory.mktemp("promql") / "data", StoreSettings(least_free_bytes=0))
     fill(opened, dataset())
     yield opened
     opened.close()

@@ -29,7 +29,7 @@ class Writer:
 
     def __init__(self, folder: Path, settings: StoreSettings = SETTINGS) -> None:
         self.folder, self.settings = folder / "data", settings
-        self.store = Store.open(self.folder, settings, NOW_MS)
+        self.store = Store.open(self.folder, settings)
         self.plan = self._plan()
 
     def _plan(self) -> Plan:
@@ -43,7 +43,7 @@ class Writer:
     def restart(self) -> None:
         self.store.commit(LATER_MS)
         self.store.close()
-        self.store = Store.open(self.folder, self.settings, LATER_MS)
+        self.store = Store.open(self.folder, self.settings)
         self.plan = self._plan()
 
 

@@ -266,7 +266,7 @@ def test_an_instance_that_is_forgotten_is_not_in_the_next_file(tmp_path: Path) -
     steady(world, 1, owner=OWNERS[1])
     world.commit()
     world.store.close()
-    assert list(Store.open(world.root, world.settings, NOW_MS).safe(X)) == []
+    assert list(Store.open(world.root, world.settings).safe(X)) == []
 
 
 # Memory
@@ -523,7 +523,7 @@ def test_appending_waits_while_the_background_is_behind_and_goes_on_after(tmp_pa
 def test_a_second_store_on_a_directory_is_refused_and_names_the_first(tmp_path: Path) -> None:
     world = World(tmp_path / "data")
     with pytest.raises(LockedError, match=f"process {os.getpid()}"):
-        Store.open(world.root, SETTINGS, NOW_MS)
+        Store.open(world.root, SETTINGS)
     steady(world, 1)
     world.reopen()
 
